@@ -1,0 +1,163 @@
+"""How well the model learned: loss, evaluation and calibration."""
+
+from __future__ import annotations
+
+import math
+
+from downpour.metrics import CalibrationBin, calibration_error
+from downpour.report.charts import (
+    SPREAD_FROM,
+    WIDE,
+    Line,
+    Rate,
+    curve_chart,
+    gaps_chart,
+    rates_chart,
+)
+from downpour.report.parts import Chart, Grid, Metrics, epochs_of, evaluation_names, metric_label
+from downpour.report.values import (
+    Point,
+    count_text,
+    mapping,
+    number,
+    percent_text,
+    plural,
+    points,
+    score_text,
+    seconds_text,
+    sequence,
+)
+
+OTHER_CURVES = ("loss", "rows", "bytes", "samples_per_s")
+
+
+def learning_charts(metrics: Metrics) -> list[Chart]:
+    """The loss over the run, and what evaluation said of it."""
+    curves = mapping(metrics.get("curves"))
+    names = [name for name in curves if name not in OTHER_CURVES and points(curves[name])]
+    return [
+        _loss_chart(points(curves.get("loss")), _epoch_ends(metrics)),
+        *(
+            _evaluation_chart(name, points(curves.get(name)))
+            for name in names or ("auc", "logloss")
+        ),
+    ]
+
+
+def epoch_grid(metrics: Metrics) -> Grid | None:
+    """One row an epoch; that of the best AUC is set apart."""
+    epochs = epochs_of(metrics)
+    if not epochs:
+        return None
+    evaluations = [mapping(epoch.get("eval")) for epoch in epochs]
+    names = evaluation_names(*evaluations)
+    losses = list(dict.fromkeys(name for epoch in epochs for name in mapping(epoch.get("losses"))))
+    losses = losses if len(losses) > 1 else []
+    rows = tuple(
+        (
+            count_text(number(epoch.get("epoch")) or place),
+            *(count_text(number(epoch.get(name))) for name in ("steps", "samples")),
+            seconds_text(number(epoch.get("seconds"))),
+            count_text(number(epoch.get("samples_per_s"))),
+            score_text(number(epoch.get("loss"))),
+            *(score_text(number(mapping(epoch.get("losses")).get(name))) for name in losses),
+            *(score_text(number(evaluation.get(name))) for name in names),
+        )
+        for place, (epoch, evaluation) in enumerate(zip(epochs, evaluations, strict=True), start=1)
+    )
+    aucs = [number(evaluation.get("auc")) for evaluation in evaluations]
+    known = [auc for auc in aucs if auc is not None]
+    columns = ("Epoch", "Steps", "Samples", "Time", "Samples / s", "Loss")
+    return Grid(
+        columns=(*columns, *(f"Loss: {name}" for name in losses), *map(metric_label, names)),
+        rows=rows,
+        best=aucs.index(max(known)) if len(known) > 1 else None,
+        note="Set apart: the epoch of the best AUC." if len(known) > 1 else "",
+    )
+
+
+def calibration_charts(metrics: Metrics) -> tuple[str, list[Chart]]:
+    """A sentence on how far scores are from rates, and the two drawings of it."""
+    read = map(_bin, sequence(metrics.get("calibration")))
+    bins = [each for each in read if each is not None]
+    if not bins:
+        return "No calibration was recorded: it needs evaluation data with 0/1 labels.", []
+    rates = [
+        Rate(
+            predicted=b.predicted,
+            actual=b.actual,
+            error=math.sqrt(max(b.actual * (1 - b.actual), 0) / b.count),
+        )
+        for b in bins
+    ]
+    error = calibration_error(bins)
+    lead = (
+        f"Held-back samples in {plural(len(bins), 'bin')} by rising score. On average over "
+        f"samples, a bin's mean score is {percent_text(error).removesuffix(' %')} percentage "
+        "points from its actual rate."
+    )
+    return lead, [
+        Chart(
+            title="Actual rate by predicted rate",
+            note="Bars: two standard errors. Dashed: perfect calibration.",
+            svg=rates_chart("Actual rate by predicted rate", rates),
+        ),
+        Chart(
+            title="Actual minus predicted",
+            note="Percentage points in each bin, from the lowest scores to the highest.",
+            svg=gaps_chart("Actual minus predicted rate in each bin", rates),
+        ),
+    ]
+
+
+def _loss_chart(loss: list[Point], epoch_ends: list[float]) -> Chart:
+    if not loss:
+        return Chart(title="Training loss", absent="No loss was recorded.", is_wide=True)
+    boundaries = epoch_ends[:-1] if len(epoch_ends) <= 20 else []
+    svg = curve_chart(
+        "Training loss over steps",
+        [Line(points=loss, is_noisy=True)],
+        x_label="step",
+        size=WIDE,
+        boundaries=boundaries,
+        end_text=score_text,
+    )
+    notes = [
+        "Mean over a moving window; the band holds the middle 80 % of the values."
+        if len(loss) >= SPREAD_FROM
+        else "",
+        "Dotted: ends of epochs." if boundaries else "",
+    ]
+    return Chart(title="Training loss", note=" ".join(filter(None, notes)), svg=svg, is_wide=True)
+
+
+def _evaluation_chart(name: str, curve: list[Point]) -> Chart:
+    title = metric_label(name)
+    if not curve:
+        absent = f"No {title} was recorded: there was no evaluation data with both labels."
+        return Chart(title=title, absent=absent)
+    note = "Held-back data."
+    if name != "copc":  # which is best at 1
+        best = (min if "loss" in name else max)(y for _, y in curve)
+        step = next(x for x, y in curve if y == best)
+        note += f" Best: {score_text(best)} at step {count_text(step)}."
+    svg = curve_chart(
+        f"{title} over steps", [Line(points=curve)], x_label="step", end_text=score_text
+    )
+    return Chart(title=title, note=note, svg=svg)
+
+
+def _epoch_ends(metrics: Metrics) -> list[float]:
+    ends, step = [], 0.0
+    for epoch in epochs_of(metrics):
+        step += number(epoch.get("steps")) or 0.0
+        ends.append(step)
+    return ends
+
+
+def _bin(value: object) -> CalibrationBin | None:
+    read = [number(mapping(value).get(name)) for name in ("predicted", "actual", "count")]
+    predicted, actual, count = read
+    if predicted is None or actual is None or not count or count < 0:
+        return None
+    return CalibrationBin(predicted=predicted, actual=actual, count=count)

@@ -1,0 +1,109 @@
+"""The top of the report: how the run ended, and its key figures."""
+
+from __future__ import annotations
+
+from downpour.report.parts import (
+    KeyFigure,
+    Metrics,
+    epoch_total,
+    epochs_of,
+    evaluation_names,
+    metric_label,
+    tables_of,
+)
+from downpour.report.values import (
+    bytes_text,
+    compact_text,
+    count_text,
+    mapping,
+    number,
+    plural,
+    ratio,
+    score_text,
+    seconds_text,
+    total,
+)
+
+STOPPED = {
+    "finished": ("Finished", "Trained to its end in {time}"),
+    "early_stop": ("Early stop", "Stopped after {time}, as evaluation no longer improved"),
+    "interrupted": ("Interrupted", "Interrupted after {time}; what was trained is kept"),
+}
+
+
+def status(metrics: Metrics) -> tuple[str, str]:
+    """How the run ended, in a word and in a sentence with its size."""
+    word, how = STOPPED.get(str(metrics.get("stopped")), ("Unknown end", "Trained for {time}"))
+    epochs = epochs_of(metrics)
+    if not epochs:
+        return word, "Not one epoch was finished."
+    steps, samples, seconds = (
+        epoch_total(metrics, name) for name in ("steps", "samples", "seconds")
+    )
+    sizes = f"{plural(len(epochs), 'epoch')}, {plural(steps, 'step')}, {plural(samples, 'sample')}"
+    return word, f"{how.format(time=seconds_text(seconds))}: {sizes}."
+
+
+def key_figures(metrics: Metrics) -> list[KeyFigure]:
+    """What one looks for first: how good, how fast, how large."""
+    tables = tables_of(metrics)
+    sparse = [table for table in tables.values() if number(table.get("rows")) is not None]
+    rows = total([number(table.get("rows")) for table in sparse])
+    row_bytes = ratio(total([number(table.get("bytes")) for table in sparse]), rows)
+    memory = total([number(table.get("bytes")) for table in tables.values()])
+    step_seconds = ratio(epoch_total(metrics, "seconds"), epoch_total(metrics, "steps"))
+    return [
+        *evaluation_figures(mapping(metrics.get("final"))),
+        KeyFigure(
+            label="Samples a second",
+            value=count_text(number(metrics.get("samples_per_s"))),
+            note=f"{seconds_text(step_seconds)} a step" if step_seconds else "",
+        ),
+        KeyFigure(
+            label="Rows",
+            value=count_text(rows) if rows is None or rows < 1e7 else compact_text(rows),
+            note=f"{bytes_text(row_bytes)} each" if row_bytes else "",
+        ),
+        KeyFigure(
+            label="Table memory",
+            value=bytes_text(memory),
+            note=f"in {plural(len(tables), 'table')}" if tables else "",
+        ),
+    ]
+
+
+def evaluation_figures(final: Metrics) -> list[KeyFigure]:
+    """The first three metrics of the last evaluation; a click model's where there was none."""
+    notes = {"auc": _auc_note, "logloss": _logloss_note, "copc": _copc_note}
+    names = evaluation_names(final)[:3] or list(notes)
+    return [
+        KeyFigure(
+            label=metric_label(name),
+            value=score_text(number(final.get(name))),
+            note=notes[name](final) if name in notes and final else "",
+        )
+        for name in names
+    ]
+
+
+def _auc_note(final: Metrics) -> str:
+    num_samples = number(final.get("samples"))
+    if not num_samples:
+        return ""
+    held_back = f"on {plural(num_samples, 'held-back sample')}"
+    return f"none: {held_back} of one class" if number(final.get("auc")) is None else held_back
+
+
+def _logloss_note(final: Metrics) -> str:
+    bucketed = number(final.get("auc_bucketed"))
+    return "" if bucketed is None else f"bucketed AUC {score_text(bucketed)}"
+
+
+def _copc_note(final: Metrics) -> str:
+    copc = number(final.get("copc"))
+    if not copc:
+        return "clicks over predicted clicks"
+    gap = 100 * (1 / copc - 1)
+    if abs(gap) < 0.05:
+        return "predicts as many clicks as came"
+    return f"predicts {abs(gap):.1f} % too {'many' if gap > 0 else 'few'} clicks"
