@@ -1,0 +1,22 @@
+"""Row update rules: frozen values that say how a row moves when a gradient arrives."""
+
+from downpour.rules.adagrad import Adagrad, G2SumAdagrad, RowwiseAdagrad
+from downpour.rules.adam import Adam, RowAdam, SharedAdam
+from downpour.rules.adam_d2sum import AdamD2Sum
+from downpour.rules.base import BaseRule, Rule
+from downpour.rules.ftrl import Ftrl
+from downpour.rules.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamD2Sum",
+    "BaseRule",
+    "Ftrl",
+    "G2SumAdagrad",
+    "RowAdam",
+    "RowwiseAdagrad",
+    "Rule",
+    "SharedAdam",
+]
