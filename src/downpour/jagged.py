@@ -181,6 +181,14 @@ class Jagged:
         weights = None if self.weights is None else self.weights[places]
         return trusted(self.values[places], offsets, weights, single=self.is_single)
 
+    def keep(self, mask: NDArray[np.bool_]) -> Jagged:
+        """Give the bags without the ids whose place in `mask` [num_values] is false."""
+        if mask.all():
+            return self
+        before = cumulate(mask.astype(np.int64))  # how many are kept before each place
+        weights = None if self.weights is None else self.weights[mask]
+        return trusted(self.values[mask], before[self.offsets], weights)
+
     @staticmethod
     def concat(parts: Sequence[Jagged]) -> Jagged:
         """Join the samples of several, one after another; weights left out of some are 1 there."""

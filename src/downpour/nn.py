@@ -1,0 +1,215 @@
+"""The torch side of a sparse table: a module that reads rows by key and pools them in bags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, get_args
+
+import numpy as np
+import torch
+
+from downpour.errors import DataError, PlanError, SettingError
+from downpour.init import Uniform
+from downpour.pooling import BagLayout, pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from downpour.features import Batch
+    from downpour.init import Init
+    from downpour.lookup import Bag, TableKeys
+
+Pooling: TypeAlias = Literal["sum", "mean", "none"]
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+class RowSource(Protocol):
+    """Who gives a module its rows: a worker, a loaded run, or the planner."""
+
+    def rows(
+        self, table: str, features: tuple[str, ...], batch: Batch
+    ) -> tuple[torch.Tensor, TableKeys]:
+        """Return the rows [num_unique, dim] of the batch's keys, and where each id's row is."""
+
+
+@dataclass(frozen=True, slots=True)
+class JaggedRows:
+    """The unpooled rows of one feature: `values` [num_ids, dim], `offsets` [batch + 1] int64."""
+
+    values: torch.Tensor
+    offsets: torch.Tensor
+
+    def to_padded(self, max_length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows [batch, max_length, dim], padded with zeros, and a mask [batch, max_length].
+
+        Each bag keeps its first `max_length` ids (default: the longest bag's number).
+        """
+        lengths = self.offsets.diff()
+        width = int(lengths.max()) if max_length is None else max_length
+        mask = torch.arange(width) < lengths.unsqueeze(1)
+        place = (self.offsets[:-1].unsqueeze(1) + torch.arange(width))[mask]
+        padded = self.values.new_zeros(len(lengths), width, self.values.shape[1])
+        return padded.masked_scatter(mask.unsqueeze(-1), self.values[place]), mask
+
+
+class SparseEmbedding(torch.nn.Module):
+    """Rows of a sparse table for some features of a batch; there is no vocabulary size.
+
+    Args:
+        features: the features to read, one or several; each may have any number of ids a sample.
+        dim: the width of a row.
+        pooling: how a feature's rows are reduced in a sample: "sum", "mean" (weighted by the ids'
+            weights if it has them: sum of w * row over sum of w), or "none". An empty bag is zero.
+        table: the table's name; modules that give the same one share its rows. By default it is
+            the module's own name in the model.
+        spaces: the id space of features that do not have one of their own, as
+            `{"history": "item"}`; None takes all ids as globally unique.
+        padding_key: an id that only fills space and is never looked up.
+        init: the initial values of a row.
+        bounds: limits of a weight, applied after each update.
+        dtype: torch.float32 or torch.float64.
+
+    `forward(batch)` returns a tensor [batch, num_features, dim] or, without pooling,
+    a dict of `JaggedRows` by feature.
+    """
+
+    def __init__(
+        self,
+        features: str | Sequence[str],
+        dim: int,
+        *,
+        pooling: Pooling = "sum",
+        table: str | None = None,
+        spaces: Mapping[str, str] | None = {},
+        padding_key: int | None = None,
+        init: Init = Uniform(0.01),  # noqa: B008 (a frozen value)
+        bounds: tuple[float, float] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.features = (features,) if isinstance(features, str) else tuple(features)
+        self.dim, self.pooling, self.table = dim, pooling, table
+        self.spaces = None if spaces is None else dict(spaces)
+        self.padding_key, self.init, self.bounds = padding_key, init, bounds
+        self.dtype = _DTYPES.get(dtype, "")
+        self._check(dtype)
+        self.source: RowSource | None = None
+
+    def _check(self, dtype: torch.dtype) -> None:
+        if not self.features or len(set(self.features)) < len(self.features):
+            raise SettingError(
+                f"SparseEmbedding.features must be one or more different names, got {self.features}"
+            )
+        if self.dim < 1:
+            raise SettingError(f"SparseEmbedding.dim must be at least 1, got {self.dim}")
+        if self.pooling not in get_args(Pooling):
+            raise SettingError(
+                f"SparseEmbedding.pooling must be one of {get_args(Pooling)}, got {self.pooling!r}"
+            )
+        if not self.dtype:
+            raise SettingError(
+                f"SparseEmbedding.dtype must be torch.float32 or torch.float64, got {dtype}"
+            )
+        unknown = set(self.spaces or ()) - set(self.features)
+        if unknown:
+            raise SettingError(
+                f"SparseEmbedding.spaces names {sorted(unknown)}, which are not among its features "
+                f"{self.features}"
+            )
+
+    def connect(self, source: RowSource | None) -> None:
+        """Read rows from `source` from now on; None disconnects."""
+        self.source = source
+
+    def space_of(self, feature: str) -> str | None:
+        """Return the id space of a feature."""
+        return None if self.spaces is None else self.spaces.get(feature, feature)
+
+    def forward(self, batch: Batch) -> torch.Tensor | dict[str, JaggedRows]:
+        """Read and pool the rows of the batch."""
+        if self.source is None:
+            raise PlanError(
+                f"SparseEmbedding {self.features} is not connected to a table: give its model to "
+                "downpour.Worker, or load a saved run with downpour.load"
+            )
+        rows, keys = self.source.rows(cast("str", self.table), self.features, batch)
+        bags = [keys.bags[feature] for feature in self.features]
+        if self.pooling == "none":
+            return {
+                feature: _unpooled(rows, keys, bag)
+                for feature, bag in zip(self.features, bags, strict=True)
+            }
+        return pool(rows, _layout(keys, bags, self))
+
+    def extra_repr(self) -> str:
+        """Say what the module reads."""
+        return f"features={self.features}, dim={self.dim}, pooling={self.pooling!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": None}  # a copy or a pickle is not connected
+
+
+def sparse_embeddings(model: torch.nn.Module) -> Iterator[SparseEmbedding]:
+    """Yield each SparseEmbedding of a model once; one without a table takes its own name's."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseEmbedding):
+            if module.table is None:
+                module.table = name.replace("_orig_mod.", "") or "embedding"
+            yield module
+
+
+def _unpooled(rows: torch.Tensor, keys: TableKeys, bag: Bag) -> JaggedRows:
+    inverse = torch.from_numpy(keys.inverse[bag.start : bag.stop])
+    values = torch.nn.functional.embedding(inverse, rows)
+    if bag.weights is not None:
+        values = values * torch.from_numpy(bag.weights).to(rows.dtype).unsqueeze(1)
+    offsets = np.arange(keys.batch_size + 1) if bag.offsets is None else bag.offsets
+    return JaggedRows(values, torch.from_numpy(offsets))
+
+
+def _layout(keys: TableKeys, bags: list[Bag], module: SparseEmbedding) -> BagLayout:
+    jagged = [bag.offsets for bag in bags if bag.offsets is not None]
+    sizes = [0 if bag.offsets is None else len(bag.offsets) for bag in bags]
+    ends = np.cumsum(sizes)
+    return BagLayout(
+        batch_size=keys.batch_size,
+        inverse=keys.inverse,
+        starts=np.array([bag.start for bag in bags], dtype=np.int64),
+        offset_at=np.where(np.array(sizes) == 0, -1, ends - sizes).astype(np.int64),
+        offsets=np.concatenate(jagged) if jagged else np.zeros(0, dtype=np.int64),
+        scale=_scale(keys, bags, module),
+    )
+
+
+def _scale(keys: TableKeys, bags: list[Bag], module: SparseEmbedding) -> NDArray[np.floating]:
+    """Return the factor of each id in its bag's sum; empty where every factor is 1."""
+    mean = module.pooling == "mean" and any(bag.offsets is not None for bag in bags)
+    if not mean and all(bag.weights is None for bag in bags):
+        return np.zeros(0, dtype=module.dtype)
+    scale = np.ones(len(keys.inverse), dtype=module.dtype)
+    for feature, bag in zip(module.features, bags, strict=True):
+        factors = scale[bag.start : bag.stop]
+        if bag.weights is not None:
+            factors[:] = bag.weights
+        if module.pooling == "mean":
+            _divide_by_bag(factors, bag, feature)
+    return scale
+
+
+def _divide_by_bag(factors: NDArray[np.floating], bag: Bag, feature: str) -> None:
+    """Divide each id's factor by the sum of its bag's, in place; a bag that sums to 0 gives 0."""
+    if bag.weights is not None and (bag.weights < 0).any():
+        raise DataError(
+            f"feature {feature!r}: a weighted mean needs weights of at least 0, got "
+            f"{bag.weights.min()}; use pooling='sum' where weights may be negative"
+        )
+    if bag.offsets is None:
+        factors[:] = factors > 0
+        return
+    lengths = np.diff(bag.offsets)
+    total = np.bincount(np.repeat(np.arange(len(lengths)), lengths), factors, len(lengths))
+    with np.errstate(divide="ignore"):
+        inverse = np.where(total > 0, 1.0 / total, 0.0)
+    factors *= np.repeat(inverse, lengths)

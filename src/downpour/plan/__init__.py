@@ -1,0 +1,1 @@
+"""Plans: from losses to what each table holds and each worker does."""
