@@ -1,0 +1,273 @@
+"""A client: all tables of a plan, wherever their shards are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, cast
+
+import numpy as np
+
+from downpour.errors import NonFiniteError, SettingError, TableError
+from downpour.lookup import stored_keys
+from downpour.server import Server, dense_home
+from downpour.tables import TableStats, dedup, partition
+from downpour.tables.batches import is_finite, segment_sum
+from downpour.transport import SparseState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from downpour.plan.program import DenseTableSpec, Plan, SparseTableSpec
+    from downpour.transport import DenseState, DenseStats, Floats, Keys, Rows, Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Different keys of one table with their rows, ready to be read and updated.
+
+    `order` [n] groups the keys by shard, and `ends` [num_shards + 1] are the groups' bounds; one
+    shard alone has no order. `rows`: each shard's row numbers.
+    """
+
+    table: str
+    keys: Keys
+    rows: tuple[Rows, ...]
+    order: NDArray[np.int64] | None = None
+    ends: tuple[int, ...] = ()
+
+
+class Client:
+    """Reads and updates the tables of `plan` on its servers, one transport a shard.
+
+    It counts the steps of each table, and takes each step's learning rate from the rule's
+    schedule. `pull`, `push` and `set` are for anyone; what takes `Located` is the worker's.
+    """
+
+    def __init__(self, plan: Plan, servers: Sequence[Transport]) -> None:
+        self.plan = plan
+        self.servers = tuple(servers)
+        self.steps = dict.fromkeys(
+            [*(it.name for it in plan.sparse), *(it.name for it in plan.dense)], 0
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; embedded tables live as long as the client does."""
+
+    def pull(
+        self, table: str, keys: ArrayLike, *, feature: str | None = None, create: bool = False
+    ) -> Floats:
+        """The rows of raw ids [n], repeats allowed: [n, dim].
+
+        `feature` says in which id space the ids are; it may be left out where the table has one.
+        An unknown id has its initial row; it is stored only with `create`. Raises TableError.
+        """
+        unique, inverse = dedup(self._stored(table, keys, feature))
+        rows: Floats = self.read(self.locate(table, unique, create=create))[inverse]
+        return rows
+
+    def push(
+        self, table: str, keys: ArrayLike, grads: Floats, *, feature: str | None = None
+    ) -> None:
+        """One step of the table's rule: gradients [n, dim], summed by key in their order.
+
+        Raises TableError or NonFiniteError, and then nothing has changed.
+        """
+        unique, inverse = dedup(self._stored(table, keys, feature))
+        grads = self._values(table, "gradients", grads, len(inverse))
+        summed = segment_sum(grads, inverse, len(unique))
+        if not is_finite(summed):
+            raise NonFiniteError(f"table {table!r}: gradients sum to infinity; nothing was applied")
+        self.update(self.locate(table, unique, create=True), summed)
+
+    def set(self, table: str, keys: ArrayLike, rows: Floats, *, feature: str | None = None) -> None:
+        """Write rows [n, dim] for raw ids [n], as pretrained vectors; the rule starts afresh there.
+
+        Of several rows for one id the last one stays. Raises TableError or NonFiniteError.
+        """
+        stored = self._stored(table, keys, feature)
+        rows = self._values(table, "rows", rows, len(stored))
+        for server, part in self._parts(stored):
+            server.set(table, stored[part], rows[part])
+
+    def locate(self, table: str, keys: Keys, *, create: bool) -> Located:
+        """Find the rows of different stored keys, making those that are missing if `create`."""
+        if len(self.servers) == 1:
+            return Located(table, keys, (self.servers[0].locate(table, keys, create=create),))
+        order, counts = partition(keys, len(self.servers))
+        ends = (0, *np.cumsum(counts).tolist())
+        rows = tuple(
+            server.locate(table, keys[order[ends[i] : ends[i + 1]]], create=create)
+            for i, server in enumerate(self.servers)
+        )
+        return Located(table, keys, rows, order, ends)
+
+    def read(self, located: Located) -> Floats:
+        """The rows as of now, [n, dim]."""
+        accessor = self.plan.sparse_table(located.table).accessor
+        out = np.empty((len(located.keys), accessor.dim), accessor.numpy_dtype)
+        if located.order is None:
+            self.servers[0].read(located.table, located.keys, located.rows[0], out)
+            return out
+        for i, server in enumerate(self.servers):
+            part = located.order[located.ends[i] : located.ends[i + 1]]
+            rows = np.empty((len(part), accessor.dim), accessor.numpy_dtype)
+            server.read(located.table, located.keys[part], located.rows[i], rows)
+            out[part] = rows
+        return out
+
+    def update(self, located: Located, grads: Floats) -> None:
+        """One step of the table's rule on located rows, grads [n, dim] in the table's dtype."""
+        table = located.table
+        step = self.steps[table] + 1
+        lr = self.plan.sparse_table(table).accessor.rule.lr_at(step)
+        if located.order is None:
+            self.servers[0].update(table, located.rows[0], grads, step=step, lr=lr)
+        else:
+            for i, server in enumerate(self.servers):
+                part = grads[located.order[located.ends[i] : located.ends[i + 1]]]
+                server.update(table, located.rows[i], part, step=step, lr=lr)
+        self.steps[table] = step
+
+    def init_dense(self, table: str, flat: Floats) -> bool:
+        """Give a dense table its first weights [size]; False where it has them already."""
+        return self._dense_server(table).init_dense(table, flat)
+
+    def pull_dense(self, table: str) -> Floats:
+        """The weights of a dense table, [size]."""
+        spec = self.plan.dense_table(table)
+        out = np.empty(spec.size, spec.dtype)
+        self._dense_server(table).pull_dense(table, out)
+        return out
+
+    def push_dense(self, table: str, grad: Floats, names: Collection[str]) -> None:
+        """One step of the table's rule with grad [size], on the parameters of these names."""
+        step = self.steps[table] + 1
+        lr = self.plan.dense_table(table).rule.lr_at(step)
+        server = self._dense_server(table)
+        server.push_dense(table, grad, step=step, lr=lr, names=names)
+        self.steps[table] = step
+
+    def export(self, table: str) -> SparseState:
+        """All rows of a sparse table, the keys rising whatever the number of shards."""
+        shards = [server.export(self._spec(table).name) for server in self.servers]
+        keys = np.concatenate([shard.keys for shard in shards])
+        order = np.argsort(keys, kind="stable")
+        weights = np.concatenate([shard.weights for shard in shards])
+        state = np.concatenate([shard.state for shard in shards])
+        first = shards[0]
+        return SparseState(keys[order], weights[order], state[order], first.step, first.log_decay)
+
+    def restore(self, table: str, state: SparseState) -> None:
+        """Fill an empty sparse table with what `export` gave, of any number of shards."""
+        for server, part in self._parts(state.keys):
+            rows = state.keys[part], state.weights[part], state.state[part]
+            server.restore(table, SparseState(*rows, state.step, state.log_decay))
+        self.steps[table] = state.step
+
+    def export_dense(self, table: str) -> DenseState:
+        """A dense table with its rule's state."""
+        return self._dense_server(table).export_dense(table)
+
+    def restore_dense(self, table: str, state: DenseState) -> None:
+        """Make a dense table what `export_dense` gave."""
+        self._dense_server(table).restore_dense(table, state)
+        self.steps[table] = state.step
+
+    def stats(self) -> dict[str, TableStats | DenseStats]:
+        """Rows and bytes of each table, all shards together."""
+        by_shard = [server.stats() for server in self.servers]
+        merged: dict[str, TableStats | DenseStats] = {}
+        for spec in self.plan.sparse:
+            merged[spec.name] = _merged([cast("TableStats", s[spec.name]) for s in by_shard])
+        for block in self.plan.dense:
+            merged[block.name] = by_shard[self._dense_home(block)][block.name]
+        return merged
+
+    def _parts(self, keys: Keys) -> Iterator[tuple[Transport, NDArray[np.int64]]]:
+        """Each server with the places of its keys."""
+        order, counts = partition(keys, len(self.servers))
+        yield from zip(self.servers, np.split(order, np.cumsum(counts)[:-1]), strict=True)
+
+    def _dense_home(self, spec: DenseTableSpec) -> int:
+        return dense_home(spec.id, len(self.servers))
+
+    def _dense_server(self, table: str) -> Transport:
+        return self.servers[self._dense_home(self.plan.dense_table(table))]
+
+    def _spec(self, table: str) -> SparseTableSpec:
+        for spec in self.plan.sparse:
+            if spec.name == table:
+                return spec
+        known = ", ".join(spec.name for spec in self.plan.sparse) or "none"
+        raise TableError(f"no sparse table {table!r}; the plan has: {known}")
+
+    def _stored(self, table: str, keys: ArrayLike, feature: str | None) -> Keys:
+        spec = self._spec(table)
+        ids = np.asarray(keys)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise TableError(
+                f"table {table!r}: keys must be integers [n], got {ids.dtype} {list(ids.shape)}"
+            )
+        if feature is None:
+            if len({it.space for it in spec.features}) > 1:
+                names = ", ".join(it.name for it in spec.features)
+                raise TableError(
+                    f"table {table!r} has several id spaces; say whose ids these are with "
+                    f"feature=, one of: {names}"
+                )
+            feature = spec.features[0].name
+        elif feature not in [it.name for it in spec.features]:
+            raise TableError(
+                f"table {table!r} is not read by feature {feature!r}; it is by: "
+                f"{', '.join(it.name for it in spec.features)}"
+            )
+        wide = ids.astype(np.int64 if ids.dtype.kind == "i" else np.uint64, copy=False)
+        return stored_keys(spec, feature, np.ascontiguousarray(wide).view(np.uint64))
+
+    def _values(self, table: str, what: str, values: ArrayLike, num_keys: int) -> Floats:
+        accessor = self._spec(table).accessor
+        floats = np.asarray(values)
+        if floats.shape != (num_keys, accessor.dim) or floats.dtype.kind not in "iuf":
+            raise TableError(
+                f"table {table!r}: {what} must be numbers [{num_keys}, {accessor.dim}], a row a "
+                f"key, got {floats.dtype} {list(floats.shape)}"
+            )
+        floats = np.ascontiguousarray(floats, accessor.numpy_dtype)
+        if not is_finite(floats):
+            raise NonFiniteError(
+                f"table {table!r}: {what} hold NaN or infinity; nothing was changed"
+            )
+        return cast("Floats", floats)
+
+
+def embedded(plan: Plan, *, num_shards: int = 1) -> Client:
+    """A client of servers inside this process, one a shard.
+
+    The number of shards changes no result. Raises SettingError.
+    """
+    if type(num_shards) is not int or num_shards < 1:
+        raise SettingError(f"embedded: num_shards must be an int >= 1, got {num_shards!r}")
+    servers = [Server(plan, shard=i, num_shards=num_shards) for i in range(num_shards)]
+    return Client(plan, servers)
+
+
+def _merged(stats: Sequence[TableStats]) -> TableStats:
+    rows = sum(it.rows for it in stats)
+    index_bytes = sum(it.index_bytes for it in stats)
+    entries = sum(it.rows / it.load for it in stats if it.load)
+    return TableStats(
+        rows=rows,
+        row_bytes=stats[0].row_bytes,
+        arena_bytes=sum(it.arena_bytes for it in stats),
+        index_bytes=index_bytes,
+        load=rows / entries if entries else 0.0,
+        growths=max(it.growths for it in stats),
+    )

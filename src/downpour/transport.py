@@ -1,0 +1,94 @@
+"""The seam between a client and one server: what can be asked of a shard, whatever the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from downpour.tables import TableStats
+
+    Keys: TypeAlias = NDArray[np.uint64]
+    Rows: TypeAlias = NDArray[np.int64]
+    Floats: TypeAlias = NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseStats:
+    """The elements of a dense table and the bytes of its weights and rule state."""
+
+    size: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SparseState:
+    """Rows of a sparse table: keys [n] rising, weights [n, dim], rule state [n, state_dim]."""
+
+    keys: Keys
+    weights: Floats
+    state: Floats
+    step: int
+    log_decay: float
+
+
+@dataclass(frozen=True, slots=True)
+class DenseState:
+    """A dense table: weights [size], and by parameter the rule's state and number of updates."""
+
+    weights: Floats
+    state: Mapping[str, Floats]
+    updates: Mapping[str, int]
+    step: int
+
+
+class Transport(Protocol):
+    """One server's shard of every sparse table, and the dense tables that live there.
+
+    An embedded `Server` is its own transport. Keys are stored keys (their id space mixed in),
+    uint64 [n], all different. Every call but `stats` raises TableError for a table that the
+    server does not have.
+    """
+
+    def locate(self, table: str, keys: Keys, *, create: bool) -> Rows:
+        """The server's row number of each key; without `create` -1 where there is none."""
+
+    def read(self, table: str, keys: Keys, rows: Rows, out: Floats) -> None:
+        """The weights of located rows, [n, dim], as of now; row -1 gives the initial row."""
+
+    def update(self, table: str, rows: Rows, grads: Floats, *, step: int, lr: float) -> None:
+        """One step of the table's rule on located rows; also without any, so that time passes."""
+
+    def set(self, table: str, keys: Keys, weights: Floats) -> None:
+        """Write rows of any keys, the last one of each; the rule's state is the initial one."""
+
+    def init_dense(self, table: str, flat: Floats) -> bool:
+        """Give a dense table its first weights [size]; False if it has them already."""
+
+    def pull_dense(self, table: str, out: Floats) -> None:
+        """The weights of a dense table, [size]."""
+
+    def push_dense(
+        self, table: str, grad: Floats, *, step: int, lr: float, names: Collection[str]
+    ) -> None:
+        """One step of the rule with grad [size], on the parameters of these names alone."""
+
+    def export(self, table: str) -> SparseState:
+        """All rows of a sparse table's shard."""
+
+    def restore(self, table: str, state: SparseState) -> None:
+        """Fill an empty shard with rows that belong to it."""
+
+    def export_dense(self, table: str) -> DenseState:
+        """A dense table with its rule's state."""
+
+    def restore_dense(self, table: str, state: DenseState) -> None:
+        """Make a dense table what was exported."""
+
+    def stats(self) -> dict[str, TableStats | DenseStats]:
+        """Rows and bytes of each table."""
