@@ -1,0 +1,154 @@
+"""Downpour: a parameter server for PyTorch, embedding tables keyed by raw 64-bit ids.
+
+Names are imported when they are first used, so that `import downpour` takes no time and a server
+needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from downpour.client import Client, embedded
+    from downpour.clip import ClipByNorm, ClipByValue
+    from downpour.data import Dense, Feature, Files, Frame, Label, Schema, Source
+    from downpour.errors import (
+        DataError,
+        DownpourError,
+        NonFiniteError,
+        PlanError,
+        SavedRunError,
+        SettingError,
+        TableError,
+    )
+    from downpour.features import Batch
+    from downpour.init import Constant, Normal, Uniform
+    from downpour.jagged import Jagged
+    from downpour.nn import JaggedRows, SparseEmbedding
+    from downpour.optimizer import DownpourSGD
+    from downpour.plan.program import Plan
+    from downpour.rules import (
+        SGD,
+        Adagrad,
+        Adam,
+        AdamD2Sum,
+        Ftrl,
+        G2SumAdagrad,
+        RowAdam,
+        RowwiseAdagrad,
+        SharedAdam,
+    )
+    from downpour.run import EarlyStop, Run
+    from downpour.saved import SavedRun, load
+    from downpour.schedules import (
+        Cosine,
+        Exponential,
+        Linear,
+        StepDecay,
+        TorchSchedule,
+        Warmup,
+    )
+    from downpour.train import Trainer
+    from downpour.worker import Worker
+
+_HOMES = {
+    "client": ["Client", "embedded"],
+    "clip": ["ClipByNorm", "ClipByValue"],
+    "data": ["Dense", "Feature", "Files", "Frame", "Label", "Schema", "Source"],
+    "errors": [
+        "DataError",
+        "DownpourError",
+        "NonFiniteError",
+        "PlanError",
+        "SavedRunError",
+        "SettingError",
+        "TableError",
+    ],
+    "features": ["Batch"],
+    "init": ["Constant", "Normal", "Uniform"],
+    "jagged": ["Jagged"],
+    "nn": ["JaggedRows", "SparseEmbedding"],
+    "optimizer": ["DownpourSGD"],
+    "plan.program": ["Plan"],
+    "rules": [
+        "SGD",
+        "Adagrad",
+        "Adam",
+        "AdamD2Sum",
+        "Ftrl",
+        "G2SumAdagrad",
+        "RowAdam",
+        "RowwiseAdagrad",
+        "SharedAdam",
+    ],
+    "run": ["EarlyStop", "Run"],
+    "saved": ["SavedRun", "load"],
+    "schedules": ["Cosine", "Exponential", "Linear", "StepDecay", "TorchSchedule", "Warmup"],
+    "train": ["Trainer"],
+    "worker": ["Worker"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamD2Sum",
+    "Batch",
+    "Client",
+    "ClipByNorm",
+    "ClipByValue",
+    "Constant",
+    "Cosine",
+    "DataError",
+    "Dense",
+    "DownpourError",
+    "DownpourSGD",
+    "EarlyStop",
+    "Exponential",
+    "Feature",
+    "Files",
+    "Frame",
+    "Ftrl",
+    "G2SumAdagrad",
+    "Jagged",
+    "JaggedRows",
+    "Label",
+    "Linear",
+    "NonFiniteError",
+    "Normal",
+    "Plan",
+    "PlanError",
+    "RowAdam",
+    "RowwiseAdagrad",
+    "Run",
+    "SavedRun",
+    "SavedRunError",
+    "Schema",
+    "SettingError",
+    "SharedAdam",
+    "Source",
+    "SparseEmbedding",
+    "StepDecay",
+    "TableError",
+    "TorchSchedule",
+    "Trainer",
+    "Uniform",
+    "Warmup",
+    "Worker",
+    "embedded",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'downpour' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"downpour.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

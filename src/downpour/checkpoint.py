@@ -1,0 +1,230 @@
+"""What was trained, on disk: a manifest, Parquet files of rows, safetensors of dense values.
+
+docs/checkpoint-format.md shows the format. The data of a save goes to a new folder; then the
+manifest that names it replaces the old one in one step. A crash at any moment leaves the save
+before whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+from safetensors.torch import load_file, save_file
+
+from downpour.errors import SavedRunError
+from downpour.transport import DenseState, SparseState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from downpour.client import Client
+    from downpour.plan.program import Plan, SparseTableSpec
+
+FORMAT = 1
+MANIFEST, DENSE, MODEL = "manifest.json", "dense.safetensors", "model.pickle"
+ROW_GROUP = 1 << 20
+
+
+def save(
+    folder: Path,
+    client: Client,
+    model: torch.nn.Module,
+    pickled: bytes,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the tables of `client`, the model's buffers, and its pickled structure.
+
+    `facts` go into the manifest as they are. An OSError leaves what was saved before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = Path(tempfile.mkdtemp(prefix="save-", dir=folder))
+    try:
+        data.chmod(0o755)
+        tables = {spec.name: _write_rows(data, spec, client) for spec in client.plan.sparse}
+        dense = {spec.name: client.export_dense(spec.name) for spec in client.plan.dense}
+        save_file(_tensors(client.plan, model, dense), data / DENSE)
+        (data / MODEL).write_bytes(pickled)
+        manifest = {
+            "format": FORMAT,
+            "folder": data.name,
+            "sparse": tables,
+            "dense": {
+                name: {"step": table.step, "updates": dict(table.updates)}
+                for name, table in dense.items()
+            },
+            "files": {path.name: _fingerprint(path) for path in sorted(data.iterdir())},
+            **facts,
+        }
+        for path in (*data.iterdir(), data):
+            _sync(path)
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=2))
+    except BaseException:
+        shutil.rmtree(data, ignore_errors=True)
+        raise
+    for old in folder.glob("save-*"):
+        if old != data:
+            shutil.rmtree(old)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step: whoever reads it sees the old text or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    _sync(beside)
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The manifest of a saved model and the folder of its data, every file checked.
+
+    Raises SavedRunError: nothing saved, a newer format, a file that is missing or was changed.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SavedRunError(
+            f"{folder} holds no trained model ({MANIFEST} is missing); give the folder that "
+            "`downpour train` named in its last line"
+        ) from None
+    except ValueError as error:
+        raise SavedRunError(f"{path} is no JSON: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise SavedRunError(
+            f"{path} has format {manifest.get('format')!r}, this Downpour reads format {FORMAT}"
+        )
+    data = folder / str(manifest["folder"])
+    for name, written in manifest["files"].items():
+        if not (data / name).is_file():
+            raise SavedRunError(f"{data / name} is missing")
+        found = _fingerprint(data / name)
+        if found != written:
+            raise SavedRunError(
+                f"{data / name} was damaged: it has {found['bytes']} bytes of sha256 "
+                f"{found['sha256'][:12]}..., written were {written['bytes']} of "
+                f"{written['sha256'][:12]}..."
+            )
+    return manifest, data
+
+
+def restore(manifest: Mapping[str, Any], data: Path, client: Client) -> None:
+    """Fill the empty tables of `client`."""
+    for spec in client.plan.sparse:
+        client.restore(spec.name, _read_rows(manifest["sparse"][spec.name], data, spec))
+    tensors = load_tensors(data)
+    for block in client.plan.dense:
+        saved = manifest["dense"][block.name]
+        names = [section.name for section in block.sections]
+        weights = [tensors[f"parameter/{name}"].numpy().reshape(-1) for name in names]
+        state = DenseState(
+            np.concatenate(weights),
+            {name: tensors[f"state/{name}"].numpy() for name in names},
+            saved["updates"],
+            saved["step"],
+        )
+        client.restore_dense(block.name, state)
+
+
+def load_tensors(data: Path) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and rule state by `parameter/NAME`, `buffer/NAME` and `state/NAME`."""
+    return load_file(data / DENSE)
+
+
+def _tensors(
+    plan: Plan, model: torch.nn.Module, dense: Mapping[str, DenseState]
+) -> dict[str, torch.Tensor]:
+    """All that is not in rows. Parameters that no loss reaches are the model's own."""
+    parts = {f"parameter/{name}": value.detach() for name, value in model.named_parameters()}
+    parts |= {f"buffer/{name}": value for name, value in model.named_buffers()}
+    for spec in plan.dense:
+        table = dense[spec.name]
+        for section in spec.sections:
+            weights = torch.from_numpy(table.weights[section.span]).view(section.shape)
+            parts[f"parameter/{section.name}"] = weights
+            parts[f"state/{section.name}"] = torch.from_numpy(table.state[section.name])
+    # The file takes neither views nor two names for one memory.
+    return {name: value.contiguous().clone() for name, value in parts.items()}
+
+
+def _write_rows(data: Path, spec: SparseTableSpec, client: Client) -> dict[str, Any]:
+    """A row a key: `key`, `weights` and the rule's `state`, keys rising."""
+    rows = client.export(spec.name)
+    file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', spec.name)}.{spec.id}.parquet"
+    state_dim = spec.accessor.state_dim
+    number = pa.from_numpy_dtype(spec.accessor.numpy_dtype)
+    schema = pa.schema(
+        {
+            "key": pa.uint64(),
+            "weights": pa.list_(number, spec.accessor.dim),
+            **({"state": pa.list_(number, state_dim)} if state_dim else {}),
+        }
+    )
+    with parquet.ParquetWriter(data / file, schema) as writer:
+        for start in range(0, max(len(rows.keys), 1), ROW_GROUP):
+            part = slice(start, start + ROW_GROUP)
+            columns = [pa.array(rows.keys[part]), _lists(rows.weights[part])]
+            columns += [_lists(rows.state[part])] if state_dim else []
+            writer.write_table(pa.table(columns, schema))
+    return {
+        "file": file,
+        "rows": len(rows.keys),
+        "step": rows.step,
+        "log_decay": rows.log_decay,
+        "dim": spec.accessor.dim,
+        "rule": repr(spec.accessor.rule),
+        "features": {feature.name: feature.space for feature in spec.features},
+    }
+
+
+def _read_rows(saved: Mapping[str, Any], data: Path, spec: SparseTableSpec) -> SparseState:
+    table = parquet.read_table(data / saved["file"])
+    if table.num_rows != saved["rows"]:
+        raise SavedRunError(
+            f"{data / saved['file']} has {table.num_rows} rows, its manifest says {saved['rows']}"
+        )
+
+    def column(name: str, width: int) -> np.ndarray[Any, Any]:
+        if not width:
+            return np.zeros((table.num_rows, 0), spec.accessor.numpy_dtype)
+        flat = table.column(name).combine_chunks().flatten()
+        floats: np.ndarray[Any, Any] = flat.to_numpy().reshape(-1, width)
+        return floats
+
+    return SparseState(
+        table.column("key").to_numpy(),
+        column("weights", spec.accessor.dim),
+        column("state", spec.accessor.state_dim),
+        saved["step"],
+        saved["log_decay"],
+    )
+
+
+def _lists(floats: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(floats.reshape(-1)), floats.shape[1])
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

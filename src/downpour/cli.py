@@ -1,0 +1,176 @@
+"""The command line: each command opens something, calls the library, and prints what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from downpour.errors import DownpourError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from downpour.run import Run
+    from downpour.saved import SavedRun
+
+BATCH_SIZE = 8192
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors that Downpour raises on purpose are a line, not a traceback."""
+    try:
+        yield
+    except (DownpourError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="downpour-ps", prog_name="downpour")
+def main() -> None:
+    """Train, evaluate and use PyTorch models whose embedding tables are keyed by raw ids.
+
+    TARGET is a file or module with a function that returns a downpour.Run, `run` unless it says
+    another: examples/movielens.py, my.package.model:small_run.
+    """
+
+
+@main.command()
+@click.argument("target")
+def plan(target: str) -> None:
+    """Print the tables and programs of TARGET, without training.
+
+    Example: downpour plan examples/movielens.py
+    """
+    with _clear_errors():
+        run = _load(target)
+        from downpour.train import make_plan
+
+        click.echo(str(make_plan(run)))
+
+
+@main.command()
+@click.argument("target")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
+@click.option("--epochs", type=int, help="Instead of the run's own number.")
+@click.option("--seed", type=int, help="Instead of the run's own.")
+@click.option("--quiet", is_flag=True, help="Print nothing but the last line.")
+def train(target: str, out: Path | None, epochs: int | None, seed: int | None, quiet: bool) -> None:
+    """Train TARGET and write the run's folder, which the last line names.
+
+    Ctrl-C stops after the step under way and keeps what was trained.
+
+    Example: downpour train examples/movielens.py --out runs/movielens
+    """
+    with _clear_errors():
+        from dataclasses import replace
+
+        from downpour.folder import default_folder
+        from downpour.train import Trainer
+
+        given: dict[str, Any] = {"epochs": epochs, "seed": seed}
+        run = replace(_load(target), **{k: v for k, v in given.items() if v is not None})
+        folder = out or default_folder(target)
+        if not quiet:
+            click.echo("planning; the first run on a machine compiles its kernels, about 20 s")
+        trainer = Trainer(run, folder, quiet=quiet)
+        metrics = trainer.train()
+        if not quiet:
+            click.echo(_summary(metrics))
+        click.echo(f"{folder}/ (report.html, metrics.json, plan.txt, events/, model/)")
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+def report(run_dir: Path) -> None:
+    """Write RUN_DIR/report.html anew from its metrics.json.
+
+    Example: downpour report runs/movielens
+    """
+    with _clear_errors():
+        from downpour.report import write_report
+
+        click.echo(str(write_report(run_dir)))
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("file", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .parquet file.")
+@click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
+def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) -> None:
+    """Score each row of FILE with the model of RUN_DIR, in their order, in column `score`.
+
+    FILE is read as the training data was (CSV, TSV, Parquet or Arrow), without its labels.
+
+    Example: downpour predict runs/movielens new.parquet --out scores.parquet
+    """
+    with _clear_errors():
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        saved, batches = _open(run_dir, file, batch_size, labels=False)
+        schema = pa.schema({"score": pa.float32()})
+        rows = 0
+        with parquet.ParquetWriter(out, schema) as writer:
+            for scores in saved.predict_all(batches):
+                writer.write_table(pa.table([pa.array(scores, pa.float32())], schema))
+                rows += len(scores)
+        click.echo(f"{out}: {rows:,} scores")
+
+
+@main.command("eval")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("file", nargs=-1, required=True)
+@click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(run_dir: Path, file: tuple[str, ...], batch_size: int, as_json: bool) -> None:
+    """Measure the model of RUN_DIR on FILE, which has labels: AUC, logloss, COPC.
+
+    Example: downpour eval runs/movielens test.parquet --json
+    """
+    with _clear_errors():
+        import json
+
+        saved, batches = _open(run_dir, file, batch_size, labels=True)
+        evaluation = saved.evaluate(batches)
+        results = {**evaluation.results, "samples": evaluation.samples}
+        click.echo(json.dumps(results) if as_json else _results_text(results))
+
+
+def _load(target: str) -> Run:
+    from downpour.target import load_run
+
+    return load_run(target)
+
+
+def _open(
+    run_dir: Path, files: tuple[str, ...], batch_size: int, *, labels: bool
+) -> tuple[SavedRun, Iterator[Any]]:
+    from downpour.data import Files
+    from downpour.saved import load
+
+    saved = load(run_dir)
+    source = Files(list(files), saved.reading(labels=labels), batch_size=batch_size)
+    return saved, source.batches()
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    """One line on how the run ended."""
+    words = {"finished": "finished", "early_stop": "stopped early", "interrupted": "interrupted"}
+    parts = [words[metrics["stopped"]]]
+    if metrics["samples_per_s"]:
+        parts.append(f"{metrics['samples_per_s']:,.0f} samples/s")
+    final = {k: v for k, v in metrics["final"].items() if k not in ("auc_bucketed", "seconds")}
+    return "  ".join([*parts, _results_text(final)]).rstrip()
+
+
+def _results_text(results: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}"
+        for name, value in results.items()
+        if value is not None
+    )

@@ -1,0 +1,99 @@
+"""How good a model is on held-back batches."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from downpour.errors import DataError
+from downpour.metrics import Calibration, click_metrics, read_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import numpy as np
+
+    from downpour.features import Batch
+    from downpour.metrics import CalibrationBin
+    from downpour.run import Predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Results by name (None where undefined), what they are over, and the time it took."""
+
+    results: dict[str, float | None]
+    samples: int
+    seconds: float
+    calibration: tuple[CalibrationBin, ...] = ()
+
+
+@contextlib.contextmanager
+def inference(model: torch.nn.Module) -> Iterator[None]:
+    """Put the model in eval mode without gradients, and back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def predict_batch(model: torch.nn.Module, batch: Batch, predict: Predict) -> np.ndarray[Any, Any]:
+    """Scores [batch] of a batch. DataError where `predict` gives something else."""
+    scores: object = predict(model, batch)
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (batch.size,):
+        got = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise DataError(
+            f"predictions must be a tensor [batch] = [{batch.size}], got {got}; give Run a "
+            "predict=(model, batch) that returns probabilities"
+        )
+    scored: np.ndarray[Any, Any] = scores.detach().cpu().numpy()
+    return scored
+
+
+def label_of(batch: Batch, label: str | None) -> torch.Tensor:
+    """The label that is predicted. DataError where it is not there."""
+    if label is None:
+        return batch.label
+    if label not in batch.labels:
+        known = ", ".join(batch.labels) or "none"
+        raise DataError(f"the batch has no label {label!r}; it has: {known}")
+    return batch.labels[label]
+
+
+def evaluate(
+    model: torch.nn.Module, batches: Iterable[Batch], predict: Predict, label: str | None
+) -> Evaluation:
+    """AUC, bucketed AUC, logloss and COPC over all batches; no row is made.
+
+    Raises DataError for labels that are not 0 or 1, scores that are no probabilities, or no
+    sample at all.
+    """
+    start = time.perf_counter()
+    metrics, calibration = click_metrics(), Calibration()
+    with inference(model):
+        for batch in batches:
+            samples = read_samples(
+                label_of(batch, label).numpy(),
+                predict_batch(model, batch, predict),
+                None if batch.weights is None else batch.weights.numpy(),
+                who="evaluation",
+                probabilities=True,
+            )
+            metrics.add(samples)
+            calibration.add(samples)
+    if metrics.num_samples == 0:
+        raise DataError("evaluated on nothing: the evaluation data gave no sample")
+    return Evaluation(
+        results=metrics.result(),
+        samples=metrics.num_samples,
+        seconds=time.perf_counter() - start,
+        calibration=calibration.result(),
+    )

@@ -1,0 +1,159 @@
+"""What a run has done so far, as metrics.json tells it (format 1)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from downpour.report import FORMAT
+from downpour.sketch import DistinctCount
+from downpour.tables import TableStats
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from downpour.evaluate import Evaluation
+    from downpour.features import Batch
+    from downpour.transport import DenseStats
+
+MAX_POINTS = 500
+
+
+class Curve:
+    """A value over steps, thinned to at most MAX_POINTS means of equal spans."""
+
+    def __init__(self) -> None:
+        self._span = 1
+        self._points: list[tuple[float, float]] = []
+        self._open: list[tuple[float, float]] = []
+
+    def add(self, step: int, value: float) -> None:
+        """Add the value of a step."""
+        self._open.append((step, value))
+        if len(self._open) == self._span:
+            self._points.append(_mean(self._open))
+            self._open = []
+        if len(self._points) == 2 * MAX_POINTS:
+            pairs = zip(self._points[::2], self._points[1::2], strict=True)
+            self._points = [_mean(list(pair)) for pair in pairs]
+            self._span *= 2
+
+    def points(self) -> list[list[float]]:
+        """[[step, value], ...]; the last may be of fewer steps than the others."""
+        last = [_mean(self._open)] if self._open else []
+        return [[step, value] for step, value in (*self._points, *last)]
+
+
+def _mean(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """The last step and the mean value."""
+    return points[-1][0], sum(value for _, value in points) / len(points)
+
+
+@dataclass
+class FeatureCount:
+    """The keys that a feature brought."""
+
+    keys: int = 0
+    samples: int = 0
+    unique: DistinctCount = field(default_factory=DistinctCount)
+
+
+class History:
+    """Collects what metrics.json will hold; `metrics` gives it at any time."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any], plan: str) -> None:
+        self.name, self.settings, self.plan = name, dict(settings), plan
+        self.step = 0
+        self.epochs: list[dict[str, Any]] = []
+        self.final: dict[str, Any] = {}
+        self.calibration: list[dict[str, float]] = []
+        self.features: dict[str, FeatureCount] = {}
+        self.curves: dict[str, Curve] = {"loss": Curve(), "samples_per_s": Curve()}
+        self._grown: dict[str, dict[str, Curve]] = {"rows": {}, "bytes": {}}
+        self._tables: dict[str, dict[str, Any]] = {}
+
+    def count_features(self, batch: Batch) -> None:
+        """Count the keys of a batch that was trained on."""
+        for name, jagged in batch.features.items():
+            count = self.features.setdefault(name, FeatureCount())
+            count.keys += len(jagged.values)
+            count.samples += batch.size
+            count.unique.add(jagged.values)
+
+    def add_step(self, loss: float, samples: int, seconds: float) -> None:
+        """Add a step that took `seconds`."""
+        self.step += 1
+        self.curves["loss"].add(self.step, loss)
+        self.curves["samples_per_s"].add(self.step, samples / seconds if seconds else 0.0)
+
+    def add_tables(self, stats: Mapping[str, TableStats | DenseStats]) -> None:
+        """Add what the tables hold after the last step."""
+        for name, table in stats.items():
+            kind = "sparse" if isinstance(table, TableStats) else "dense"
+            self._tables[name] = {"kind": kind, "bytes": table.bytes, **asdict(table)}
+            self._grown["bytes"].setdefault(name, Curve()).add(self.step, table.bytes)
+            if isinstance(table, TableStats):
+                self._grown["rows"].setdefault(name, Curve()).add(self.step, table.rows)
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Add an evaluation after the last step."""
+        self.final = {
+            **evaluation.results,
+            "samples": evaluation.samples,
+            "seconds": evaluation.seconds,
+        }
+        self.calibration = [asdict(each) for each in evaluation.calibration]
+        for name, value in evaluation.results.items():
+            if value is not None and name != "auc_bucketed":
+                self.curves.setdefault(name, Curve()).add(self.step, value)
+
+    def add_epoch(self, epoch: Mapping[str, Any]) -> None:
+        """Add an epoch, or the part of one that was trained."""
+        self.epochs.append(dict(epoch))
+
+    def metrics(self, *, stopped: str | None, phases_s: Mapping[str, float]) -> dict[str, Any]:
+        """The content of metrics.json; `stopped` None while the run goes on."""
+        seconds = sum(epoch["seconds"] for epoch in self.epochs)
+        samples = sum(epoch["samples"] for epoch in self.epochs)
+        grown = {
+            kind: {name: curve.points() for name, curve in curves.items()}
+            for kind, curves in self._grown.items()
+        }
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "stopped": stopped,
+            "settings": self.settings,
+            "versions": versions(),
+            "machine": machine(),
+            "epochs": self.epochs,
+            "final": self.final,
+            "samples_per_s": samples / seconds if seconds else None,
+            "phases_s": dict(phases_s),
+            "tables": self._tables,
+            # Every pull is read after the push before it was applied.
+            "staleness": {"mean": 0.0, "max": 0},
+            "curves": {**{name: c.points() for name, c in self.curves.items()}, **grown},
+            "calibration": self.calibration,
+            "features": {
+                name: {"keys": c.keys, "unique": c.unique.estimate(), "samples": c.samples}
+                for name, c in self.features.items()
+            },
+            "plan": self.plan,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Of Downpour and what figures depend on."""
+    names = {"downpour": "downpour-ps", "torch": "torch", "numba": "numba", "numpy": "numpy"}
+    return {"python": platform.python_version()} | {
+        name: version(distribution) for name, distribution in names.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where the run was."""
+    return {"system": platform.system(), "arch": platform.machine(), "cores": os.cpu_count()}

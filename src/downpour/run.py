@@ -1,0 +1,143 @@
+"""Run: all that a user states about one training run, checked here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+
+from downpour.data import Source
+from downpour.errors import SettingError
+from downpour.features import Batch
+from downpour.optimizer import DownpourSGD
+from downpour.plan.minimize import named_losses
+
+if TYPE_CHECKING:
+    from typing import Self
+
+Predict: TypeAlias = Callable[[Any, Batch], torch.Tensor]
+Evaluate: TypeAlias = Callable[[Any], Mapping[str, float]]
+
+
+def sigmoid_of_model(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The model's logits [batch] as probabilities."""
+    logits: torch.Tensor = model(batch)
+    return torch.sigmoid(logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """Stop once `metric` has not improved for `patience` evaluations in a row.
+
+    `mode`: whether more ("max") or less ("min") of the metric is better.
+    """
+
+    metric: str = "auc"
+    patience: int = 1
+    mode: Literal["max", "min"] = "max"
+
+    def __post_init__(self) -> None:
+        if type(self.patience) is not int or self.patience < 1:
+            raise SettingError(f"EarlyStop.patience must be an int >= 1, got {self.patience!r}")
+        if self.mode not in ("max", "min"):
+            raise SettingError(f"EarlyStop.mode must be 'max' or 'min', got {self.mode!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run: a frozen value. Raises SettingError or PlanError for what cannot be.
+
+    Args:
+        model: reads its rows through `SparseEmbedding`s; any torch module otherwise.
+        losses: callables (model, batch) -> scalar: one, a list, or {name: loss}. Each is a
+            program; the programs run in order on each batch.
+        data: where training batches come from: `Files`, `Frame`, or a `Source` of your own.
+        optimizer: the rules of the tables.
+        eval_data: held-back batches, evaluated after each epoch: AUC, logloss and COPC.
+        predict: (model, batch) -> probabilities [batch]; by default the sigmoid of what the model
+            returns. Evaluation and `downpour predict` use it.
+        label: the label that predictions are of; by default the only one there is.
+        evaluate: (model) -> {name: value}, an evaluation of your own, after each epoch.
+        epochs: how often to go through `data`.
+        eval_every: evaluate also after every so many steps.
+        early_stop: when to stop before the last epoch.
+        seed: of the initial rows and of torch's random numbers while it trains (dropout).
+    """
+
+    model: torch.nn.Module
+    losses: Callable[..., Any] | Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]]
+    data: Source
+    optimizer: DownpourSGD
+    eval_data: Source | None = None
+    predict: Predict = sigmoid_of_model
+    label: str | None = None
+    evaluate: Evaluate | None = None
+    epochs: int = 1
+    eval_every: int | None = None
+    early_stop: EarlyStop | None = None
+    seed: int = 0
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: object, **settings: object) -> Self:
+            """Refuse a setting that there is not, with the name that may have been meant."""
+            known = [field.name for field in fields(cls)]
+            for name in settings:
+                if name not in known:
+                    near = get_close_matches(name, known, n=1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise SettingError(
+                        f"Run has no setting {name!r}{hint} It has: {', '.join(known)}"
+                    )
+            return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        named_losses(self.losses)
+        self._require("model", torch.nn.Module, "a torch.nn.Module, made, not its class")
+        self._require("optimizer", DownpourSGD, "a DownpourSGD")
+        self._require("data", Source, "a Source, which has batches(epoch) and num_batches()")
+        if self.eval_data is not None:
+            self._require("eval_data", Source, "a Source or None")
+        for name in ("epochs", "eval_every"):
+            value = getattr(self, name)
+            if not (value is None and name == "eval_every") and (
+                type(value) is not int or value < 1
+            ):
+                raise SettingError(f"Run.{name} must be an int >= 1, got {value!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise SettingError(f"Run.seed must be an int >= 0, got {self.seed!r}")
+        needs = "eval_every" if self.eval_every else "early_stop" if self.early_stop else None
+        if needs and self.eval_data is None and self.evaluate is None:
+            raise SettingError(f"Run.{needs} needs eval_data or evaluate to look at, got neither")
+
+    def _require(self, name: str, kind: type, what: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind):
+            raise SettingError(f"Run.{name} must be {what}, got {value!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """What was set, as texts and numbers, for metrics.json."""
+        return {
+            "model": type(self.model).__name__,
+            "losses": list(named_losses(self.losses)),
+            "data": repr(self.data),
+            "optimizer": {
+                field.name: _plain(getattr(self.optimizer, field.name))
+                for field in fields(self.optimizer)
+            },
+            "eval_data": None if self.eval_data is None else repr(self.eval_data),
+            "label": self.label,
+            "epochs": self.epochs,
+            "eval_every": self.eval_every,
+            "early_stop": _plain(self.early_stop),
+            "seed": self.seed,
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return value if value is None or isinstance(value, (int, float, str)) else repr(value)

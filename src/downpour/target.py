@@ -1,0 +1,75 @@
+"""From `module_or_file[:function]` on the command line to the Run that it returns."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from downpour.errors import SettingError
+from downpour.run import Run
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MODEL_SEED = 0
+
+
+def load_run(target: str) -> Run:
+    """Import a module or a file and call its function, `run` unless the target names another.
+
+    A file finds the modules beside it, as when Python runs it. Random numbers are seeded before
+    the call, so that a model starts from the same weights each time. Raises SettingError.
+    """
+    where, _, name = target.partition(":")
+    module = _load(where)
+    function = getattr(module, name or "run", None)
+    if not callable(function):
+        raise SettingError(
+            f"{where} has no function {name or 'run'!r}; give FILE:FUNCTION, the function that "
+            "returns a downpour.Run"
+        )
+    torch.manual_seed(MODEL_SEED)
+    run = function()
+    if not isinstance(run, Run):
+        raise SettingError(f"{target}: {name or 'run'}() must return a downpour.Run, got {run!r}")
+    return run
+
+
+def _load(where: str) -> ModuleType:
+    if where.endswith(".py"):
+        return _load_file(Path(where))
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not where.startswith(error.name):
+            raise
+        raise SettingError(f"no module {where!r}; for a file say {where}.py") from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SettingError(f"there is no file {path}")
+    path = path.resolve()
+    add_import_path(path.parent)
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    if loaded is not None or importlib.util.find_spec(path.stem).origin != str(path):  # type: ignore[union-attr]
+        raise SettingError(
+            f"{path.name} cannot be imported as {path.stem!r}: a module of that name is there "
+            "already; rename the file"
+        )
+    return importlib.import_module(path.stem)
+
+
+def add_import_path(folder: Path) -> None:
+    """Let modules of a folder be imported, before others of the same name."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
