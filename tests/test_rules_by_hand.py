@@ -1,0 +1,73 @@
+"""Rules whose formulas torch does not have: two steps worked by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from downpour import rules
+from downpour.accessor import EmbeddingAccessor
+from downpour.tables import SparseTable
+
+# One row of two weights, 1 and -2, pushed the gradients (0.6, -0.8) and (0.3, 0.4); worked by hand.
+# Mean squares: 0.5, then 0.125. Moments of the two steps with b1 = 0.5, b2 = 0.75, so that the
+# rates are lr * sqrt(1/4) / (1/2) = lr, then lr * sqrt(7/16) / (3/4).
+# FTRL's weights after the first step, where z = (-5.4, 15.2), are 4.9 / 16 and -14.7 / 18.
+ROOT_N = (math.sqrt(0.45), math.sqrt(0.8))
+FTRL_Z = (-5.1 - (ROOT_N[0] - 0.6) * 10 * 4.9 / 16, 15.6 + (ROOT_N[1] - 0.8) * 10 * 14.7 / 18)
+BY_HAND: dict[str, Any] = {
+    "g2sum": (
+        rules.G2SumAdagrad(0.1, initial_g2sum=3.0),
+        [1 - 0.06 - 0.03 * math.sqrt(3 / 3.5), -2 + 0.08 - 0.04 * math.sqrt(3 / 3.5)],
+        [0.625],
+    ),
+    "g2sum per element": (
+        rules.G2SumAdagrad(0.1, initial_g2sum=3.0, per_element=True),
+        [1 - 0.06 - 0.03 * math.sqrt(3 / 3.36), -2 + 0.08 - 0.04 * math.sqrt(3 / 3.64)],
+        [0.45, 0.8],
+    ),
+    "row-wise": (
+        rules.RowwiseAdagrad(0.1, eps=0.0),
+        [
+            1 - 0.06 / math.sqrt(0.5) - 0.03 / math.sqrt(0.625),
+            -2 + 0.08 / math.sqrt(0.5) - 0.04 / math.sqrt(0.625),
+        ],
+        [0.625],
+    ),
+    "row adam": (
+        rules.RowAdam(0.1, betas=(0.5, 0.75), eps=0.0),
+        [
+            1 - 0.1 * 0.3 / 0.3 - 0.1 * math.sqrt(7) / 3 * 0.3 / math.sqrt(0.09),
+            -2 + 0.1 * 0.4 / 0.4 - 0.1 * math.sqrt(7) / 3 * 0.0 / math.sqrt(0.16),
+        ],
+        [0.3, 0.0, 0.09, 0.16, 0.125, 0.421875],
+    ),
+    "shared adam": (
+        rules.SharedAdam(0.1, betas=(0.5, 0.75), eps=0.0),
+        [
+            1 - 0.1 * 0.3 / 0.3 - 0.1 * math.sqrt(7) / 3 * 0.125 / math.sqrt(0.11625),
+            -2 + 0.1 * 0.4 / 0.4 - 0.1 * math.sqrt(7) / 3 * 0.175 / math.sqrt(0.13375),
+        ],
+        [0.15, 0.125, 0.125, 0.421875],
+    ),
+    "ftrl": (
+        rules.Ftrl(0.1, l1=0.5),
+        [(-0.5 - FTRL_Z[0]) / (10 + 10 * ROOT_N[0]), (0.5 - FTRL_Z[1]) / (10 + 10 * ROOT_N[1])],
+        [*FTRL_Z, 0.45, 0.8],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_equals_two_steps_worked_by_hand(name: str) -> None:
+    rule, weights, state = BY_HAND[name]
+    table = SparseTable("table", EmbeddingAccessor(dim=2, rule=rule, dtype="float64"))
+    key = np.array([7], np.uint64)
+    table.set(key, np.array([[1.0, -2.0]]))
+    for step, grad in enumerate([[0.6, -0.8], [0.3, 0.4]], start=1):
+        table.push(key, np.array([grad]), step=step, lr=rule.lr)
+    np.testing.assert_allclose(table.pull(key)[0], weights, rtol=1e-12)
+    np.testing.assert_allclose(table.export()[2][0], state, rtol=1e-12, atol=1e-15)
