@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import downpour as dp
 from benchmarks.train_step_job import Batches, Job, make_mlp, score
+from downpour.tables import TableStats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,10 +77,14 @@ class Downpour:
         self.worker = dp.Worker(plan, self.model, self.ps)
 
     def step(self, index: int) -> float:
+        """Train on a batch; the keys of the next are found meanwhile, as the trainer does it."""
+        following = self.batches[(index + 1) % len(self.batches)]
+        self.worker.prefetch("click", following)
         return float(self.worker.step("click", self.batches[index]).loss)
 
     def facts(self) -> dict[str, object]:
         stats = self.ps.stats()[TABLE]
+        assert isinstance(stats, TableStats)
         return {
             "table_rows": stats.rows,
             "table_bytes": stats.bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from downpour.tables.callback import address_of
 from downpour.tables.index import MAX_ROWS, Index
 from downpour.tables.rows import read_keys, read_state, write
 from downpour.tables.views import RuleView, TableView
+from downpour.team import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,14 +141,10 @@ class SparseTable:
         assert keys.dtype == np.uint64
         assert keys.ndim == 1
         rows = np.empty(keys.size, np.int64)
-
-        def locate(start: int, table: TableView) -> int:
-            first_new = len(self)
-            done = kernels.locate(keys, start, rows, self._index.state, table, create)
-            kernels.fill(np.uint64(first_new), np.uint64(len(self)), table)
-            return done
-
-        self._run(locate, keys.size)
+        with self._structure_lock:
+            share(partial(self._find, keys, rows), keys.size)
+        if create and (unknown := np.flatnonzero(rows < 0)).size:
+            rows[unknown] = self._make(keys[unknown])
         return rows
 
     def read(self, keys: np.ndarray, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -154,8 +152,7 @@ class SparseTable:
         assert keys.shape == rows.shape
         assert rows.dtype == np.int64
         out = self._out(keys.size, out)
-        scratch = self._scratch()
-        kernels.read(keys, rows, out, self._view_with(scratch))
+        share(partial(self._read, keys, rows, out), keys.size)
         return out
 
     def update(self, rows: np.ndarray, grads: np.ndarray, *, step: int, lr: float) -> None:
@@ -165,9 +162,8 @@ class SparseTable:
         """
         assert grads.dtype == self._dtype
         assert grads.shape == (rows.size, self.dim)
-        hyper, scratch = self._begin_update(step, lr), self._scratch()
-        table, rule = self._view_with(scratch), self._rule_with(hyper)
-        kernels.update(rows, grads, table, rule)
+        hyper = self._begin_update(step, lr)
+        share(partial(self._update, rows, grads, hyper), rows.size)
 
     def advance(self, *, step: int, lr: float) -> None:
         """Let `step` pass, also for rows that get no gradient: all weights decay by its lr.
@@ -275,6 +271,39 @@ class SparseTable:
             load=len(self) / self._index.num_slots,
             growths=self._index.growths,
         )
+
+    def _find(self, keys: np.ndarray, rows: np.ndarray, start: int, stop: int) -> None:
+        """Write the rows of keys[start:stop], -1 where there is none."""
+        scratch, state = self._scratch(), self._index.state
+        part, view = keys[start:stop], self._view_with(scratch)
+        kernels.locate(part, 0, rows[start:stop], state, view, False)
+
+    def _make(self, keys: np.ndarray) -> np.ndarray:
+        """Find the rows of keys, making those that are missing."""
+        rows = np.empty(keys.size, np.int64)
+
+        def make(start: int, table: TableView) -> int:
+            first_new = len(self)
+            done = kernels.locate(keys, start, rows, self._index.state, table, True)
+            kernels.fill(np.uint64(first_new), np.uint64(len(self)), table)
+            return done
+
+        self._run(make, keys.size)
+        return rows
+
+    def _read(
+        self, keys: np.ndarray, rows: np.ndarray, out: np.ndarray, start: int, stop: int
+    ) -> None:
+        scratch = self._scratch()
+        view = self._view_with(scratch)
+        kernels.read(keys[start:stop], rows[start:stop], out[start:stop], view)
+
+    def _update(
+        self, rows: np.ndarray, grads: np.ndarray, hyper: np.ndarray, start: int, stop: int
+    ) -> None:
+        scratch = self._scratch()
+        view, rule = self._view_with(scratch), self._rule_with(hyper)
+        kernels.update(rows[start:stop], grads[start:stop], view, rule)
 
     def _view_with(self, scratch: np.ndarray) -> TableView:
         """For one call of a kernel, which must not outlive `scratch`."""
