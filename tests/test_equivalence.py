@@ -11,6 +11,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import downpour as dp
+from tests.networks import PlainRows, assert_same, plain, planned, random_batches, rows_of
+from tests.networks import click as plain_click
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,9 +88,7 @@ class Bags(torch.nn.Module):
             ones = torch.ones(len(ids), dtype=self.bag.weight.dtype)
             weights = ones if jagged.weights is None else torch.from_numpy(jagged.weights).to(ones)
             pooled.append(
-                self.bag(
-                    torch.tensor(ids, dtype=torch.int64), jagged.offsets_tensor[:-1], weights
-                )
+                self.bag(torch.tensor(ids, dtype=torch.int64), jagged.offsets_tensor[:-1], weights)
             )
         return torch.stack(pooled, dim=1)
 
@@ -209,3 +209,115 @@ def test_prefetching_changes_no_bit(pair: str) -> None:
     _, ahead = with_downpour(rules, torch.float32, 4, prefetch=True)
     assert plain.losses == ahead.losses
     assert np.array_equal(plain.rows, ahead.rows)
+
+
+def weighted(seed: int) -> list[dp.Batch]:
+    """Batches whose items have weights of their own, some of them 0."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for batch in random_batches(seed, 30):
+        items = batch.features["item"]
+        weights = rng.integers(0, 4, len(items.values)).astype(np.float32)
+        features = {**batch.features, "item": dp.Jagged(items.values, items.offsets, weights)}
+        made.append(dp.Batch(features=features, labels=batch.labels))
+    return made
+
+
+class Modules(torch.nn.Module):
+    """Any SparseEmbeddings of users and items, and a layer over what they give."""
+
+    def __init__(self, **modules: dp.SparseEmbedding) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        for name, module in modules.items():
+            self.add_module(name, module)
+        width = sum(module.dim * len(module.features) for module in modules.values())
+        self.out = torch.nn.Linear(width, 1, dtype=torch.float64)
+
+    def forward(self, batch: dp.Batch) -> torch.Tensor:
+        given = [module(batch) for name, module in self.named_children() if name != "out"]
+        return self.out(torch.cat([self.flat(rows) for rows in given], dim=1)).squeeze(1)
+
+    @staticmethod
+    def flat(rows: Any) -> torch.Tensor:
+        if isinstance(rows, torch.Tensor):
+            return rows.flatten(1)
+        return torch.cat([it.to_padded(3)[0].tanh().sum(1) for it in rows.values()], dim=1)
+
+
+def embedding(features: Any = ("user", "item"), dim: int = 3, **settings: Any) -> Any:
+    settings = {"dtype": torch.float64, "init": dp.Normal(0.3), **settings}
+    return dp.SparseEmbedding(features, dim, **settings)
+
+
+def assert_learns_as_torch(
+    model: Modules, data: list[dp.Batch], rules: dict[str, tuple[Any, Any]]
+) -> None:
+    """`rules`: by table, ours and torch's. Dense parameters learn by Adam."""
+    sparse = {table: rule for table, (rule, _) in rules.items()}
+    plan = planned(model, plain_click, data[0], sparse=sparse, dense=dp.Adam(0.02))
+    ps = dp.embedded(plan, num_shards=2)
+    theirs = plain(model, ps)
+    homes: dict[str, Any] = {}
+    for module in theirs.children():
+        if isinstance(module, PlainRows):
+            module.share(homes.setdefault(module.table, module))
+    optimizers = [make([homes[table].weight]) for table, (_, make) in rules.items()]
+    optimizers.append(torch.optim.Adam(theirs.out.parameters(), lr=0.02))
+    with dp.Worker(plan, model, ps) as worker:
+        for batch in data:
+            theirs.zero_grad()
+            loss = plain_click(theirs, batch)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            assert worker.step("click", batch).loss == pytest.approx(loss.item(), rel=1e-9)
+    assert_same(model, ps, theirs)
+
+
+ADAGRAD = (dp.Adagrad(0.2), lambda p: torch.optim.Adagrad(p, lr=0.2, eps=1e-10))
+SGD = (dp.SGD(0.3), lambda p: torch.optim.SGD(p, lr=0.3))
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "none"])
+@pytest.mark.parametrize("make", [weighted, lambda seed: random_batches(seed, 30)])
+def test_every_pooling_learns_as_torch_with_and_without_weights(make: Any, pooling: Any) -> None:
+    model = Modules(embedding=embedding(pooling=pooling))
+    assert_learns_as_torch(model, make(5), {"embedding": ADAGRAD})
+
+
+def test_tables_of_other_dims_and_rules_learn_side_by_side() -> None:
+    model = Modules(
+        wide=embedding(dim=1, pooling="mean"), deep=embedding(dim=7), lone=embedding("item", 2)
+    )
+    assert_learns_as_torch(model, weighted(6), {"wide": SGD, "deep": ADAGRAD, "lone": ADAGRAD})
+
+
+@pytest.mark.parametrize("spaces", [{}, {"item": "thing"}, {"item": "user"}, None])
+def test_modules_that_share_a_table_give_a_row_one_gradient(spaces: Any) -> None:
+    model = Modules(
+        first=embedding(table="ids", spaces=spaces),
+        second=embedding("item", table="ids", spaces=spaces, pooling="mean"),
+    )
+    assert_learns_as_torch(model, weighted(7), {"ids": ADAGRAD})
+
+
+@pytest.mark.parametrize("rule", [dp.SGD(0.3), dp.Adagrad(0.2), dp.Adam(0.1, weight_decay=0.1)])
+def test_the_order_in_which_keys_arrive_changes_no_bit(rule: Any) -> None:
+    data = weighted(8)
+
+    def rows_after(arrival: list[int]) -> np.ndarray:
+        model = Modules(embedding=embedding())
+        plan = planned(model, plain_click, data[0], sparse=rule)
+        ps = dp.embedded(plan)
+        for feature in ("user", "item"):
+            ps.pull("embedding", arrival, feature=feature, create=True)
+        with dp.Worker(plan, model, ps) as worker:
+            for batch in data:
+                worker.step("click", batch)
+        return rows_of(ps, "embedding", ["user", "item"])
+
+    rising = rows_after([])
+    for seed in range(3):
+        shuffled = np.random.default_rng(seed).permutation(NUM_IDS // 2).tolist()
+        assert np.array_equal(rows_after(shuffled), rising)

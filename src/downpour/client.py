@@ -15,11 +15,12 @@ from downpour.tables.batches import is_finite, segment_sum
 from downpour.transport import SparseState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Generator, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     from downpour.plan.program import DenseTableSpec, Plan, SparseTableSpec
+    from downpour.rules import Rule
     from downpour.transport import DenseState, DenseStats, Floats, Keys, Rows, Transport
 
 
@@ -109,6 +110,18 @@ class Client:
         )
         return Located(table, keys, rows, order, ends)
 
+    def locate_in_stages(
+        self, table: str, keys: Keys, *, create: bool
+    ) -> Generator[None, None, Located]:
+        """As `locate`; a stage for each half of the keys where there is one server."""
+        if len(self.servers) > 1:
+            return self.locate(table, keys, create=create)
+        rows = []
+        for half in np.array_split(keys, 2):
+            rows.append(self.servers[0].locate(table, half, create=create))
+            yield
+        return Located(table, keys, (np.concatenate(rows),))
+
     def read(self, located: Located) -> Floats:
         """The rows as of now, [n, dim]."""
         accessor = self.plan.sparse_table(located.table).accessor
@@ -126,8 +139,7 @@ class Client:
     def update(self, located: Located, grads: Floats) -> None:
         """One step of the table's rule on located rows, grads [n, dim] in the table's dtype."""
         table = located.table
-        step = self.steps[table] + 1
-        lr = self.plan.sparse_table(table).accessor.rule.lr_at(step)
+        step, lr = self.next_step(table)
         if located.order is None:
             self.servers[0].update(table, located.rows[0], grads, step=step, lr=lr)
         else:
@@ -135,6 +147,21 @@ class Client:
                 part = grads[located.order[located.ends[i] : located.ends[i + 1]]]
                 server.update(table, located.rows[i], part, step=step, lr=lr)
         self.steps[table] = step
+
+    def next_step(self, table: str) -> tuple[int, float]:
+        """The number and learning rate of a table's next step.
+
+        Raises SettingError where the schedule gives none that the rule can take.
+        """
+        rule = self._rule(table)
+        step = self.steps[table] + 1
+        lr = rule.lr_at(step)
+        if lr * rule.weight_decay >= 1.0:
+            raise SettingError(
+                f"table {table!r}: lr * weight_decay must be < 1, got {lr} * {rule.weight_decay} "
+                f"at step {step}; nothing was applied"
+            )
+        return step, lr
 
     def init_dense(self, table: str, flat: Floats) -> bool:
         """Give a dense table its first weights [size]; False where it has them already."""
@@ -149,8 +176,7 @@ class Client:
 
     def push_dense(self, table: str, grad: Floats, names: Collection[str]) -> None:
         """One step of the table's rule with grad [size], on the parameters of these names."""
-        step = self.steps[table] + 1
-        lr = self.plan.dense_table(table).rule.lr_at(step)
+        step, lr = self.next_step(table)
         server = self._dense_server(table)
         server.push_dense(table, grad, step=step, lr=lr, names=names)
         self.steps[table] = step
@@ -202,6 +228,12 @@ class Client:
     def _dense_server(self, table: str) -> Transport:
         return self.servers[self._dense_home(self.plan.dense_table(table))]
 
+    def _rule(self, table: str) -> Rule:
+        for spec in self.plan.sparse:
+            if spec.name == table:
+                return spec.accessor.rule
+        return self.plan.dense_table(table).rule
+
     def _spec(self, table: str) -> SparseTableSpec:
         for spec in self.plan.sparse:
             if spec.name == table:
@@ -240,7 +272,8 @@ class Client:
                 f"table {table!r}: {what} must be numbers [{num_keys}, {accessor.dim}], a row a "
                 f"key, got {floats.dtype} {list(floats.shape)}"
             )
-        floats = np.ascontiguousarray(floats, accessor.numpy_dtype)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            floats = np.ascontiguousarray(floats, accessor.numpy_dtype)
         if not is_finite(floats):
             raise NonFiniteError(
                 f"table {table!r}: {what} hold NaN or infinity; nothing was changed"
@@ -262,12 +295,12 @@ def embedded(plan: Plan, *, num_shards: int = 1) -> Client:
 def _merged(stats: Sequence[TableStats]) -> TableStats:
     rows = sum(it.rows for it in stats)
     index_bytes = sum(it.index_bytes for it in stats)
-    entries = sum(it.rows / it.load for it in stats if it.load)
+    in_use = sum(it.load * it.index_bytes for it in stats)  # an entry is as wide everywhere
     return TableStats(
         rows=rows,
         row_bytes=stats[0].row_bytes,
         arena_bytes=sum(it.arena_bytes for it in stats),
         index_bytes=index_bytes,
-        load=rows / entries if entries else 0.0,
-        growths=max(it.growths for it in stats),
+        load=in_use / index_bytes,
+        growths=sum(it.growths for it in stats),
     )

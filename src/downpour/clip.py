@@ -46,7 +46,7 @@ class ClipByNorm:
 
     def apply(self, grads: Sequence[NDArray[np.floating]]) -> None:
         """Clip in place."""
-        squares = sum(float(np.vdot(grad, grad)) for grad in grads)
+        squares = sum(_sum_of_squares(grad) for grad in grads)
         factor = self.max_norm / (math.sqrt(squares) + 1e-6)
         if factor < 1.0:
             for grad in grads:
@@ -56,6 +56,14 @@ class ClipByNorm:
 Clip: TypeAlias = ClipByValue | ClipByNorm
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
+def _sum_of_squares(grad: NDArray[np.floating]) -> float:
+    squares = float(np.vdot(grad, grad))
+    if math.isfinite(squares):
+        return squares
+    wide = grad.astype(np.float64)  # a float32 above 2e19 has no square in float32
+    return float(np.vdot(wide, wide))
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
         raise SettingError(f"{name} must be a finite number above 0, got {value!r}")

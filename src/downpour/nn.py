@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, get_a
 
 import numpy as np
 import torch
+from torch._compile import _disable_dynamo
 
 from downpour.errors import DataError, PlanError, SettingError
 from downpour.init import Uniform
@@ -47,7 +48,7 @@ class JaggedRows:
         Each bag keeps its first `max_length` ids (default: the longest bag's number).
         """
         lengths = self.offsets.diff()
-        width = int(lengths.max()) if max_length is None else max_length
+        width = max(lengths.tolist(), default=0) if max_length is None else max_length
         mask = torch.arange(width) < lengths.unsqueeze(1)
         place = (self.offsets[:-1].unsqueeze(1) + torch.arange(width))[mask]
         padded = self.values.new_zeros(len(lengths), width, self.values.shape[1])
@@ -66,7 +67,8 @@ class SparseEmbedding(torch.nn.Module):
             the module's own name in the model.
         spaces: the id space of features that do not have one of their own, as
             `{"history": "item"}`; None takes all ids as globally unique.
-        padding_key: an id that only fills space and is never looked up.
+        padding_key: an id that only fills space and is never looked up; -1 is 2**64 - 1, as in
+            int64 ids.
         init: the initial values of a row.
         bounds: limits of a weight, applied after each update.
         dtype: torch.float32 or torch.float64.
@@ -98,12 +100,20 @@ class SparseEmbedding(torch.nn.Module):
         self.source: RowSource | None = None
 
     def _check(self, dtype: torch.dtype) -> None:
-        if not self.features or len(set(self.features)) < len(self.features):
+        named = all(type(feature) is str and feature for feature in self.features)
+        if not self.features or not named or len(set(self.features)) < len(self.features):
             raise SettingError(
                 f"SparseEmbedding.features must be one or more different names, got {self.features}"
             )
-        if self.dim < 1:
-            raise SettingError(f"SparseEmbedding.dim must be at least 1, got {self.dim}")
+        if type(self.dim) is not int or self.dim < 1:
+            raise SettingError(f"SparseEmbedding.dim must be an int >= 1, got {self.dim!r}")
+        if self.padding_key is not None:
+            if type(self.padding_key) is not int or not -(2**63) <= self.padding_key < 2**64:
+                raise SettingError(
+                    f"SparseEmbedding.padding_key must be an int of 64 bits, got "
+                    f"{self.padding_key!r}"
+                )
+            self.padding_key %= 2**64
         if self.pooling not in get_args(Pooling):
             raise SettingError(
                 f"SparseEmbedding.pooling must be one of {get_args(Pooling)}, got {self.pooling!r}"
@@ -129,6 +139,11 @@ class SparseEmbedding(torch.nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor | dict[str, JaggedRows]:
         """Read and pool the rows of the batch."""
+        if torch.compiler.is_dynamo_compiling():
+            return _uncompiled(self, batch)
+        return self._read(batch)
+
+    def _read(self, batch: Batch) -> torch.Tensor | dict[str, JaggedRows]:
         if self.source is None:
             raise PlanError(
                 f"SparseEmbedding {self.features} is not connected to a table: give its model to "
@@ -149,6 +164,11 @@ class SparseEmbedding(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "source": None}  # a copy or a pickle is not connected
+
+
+# A compiled model calls this as it is: numpy and kernels have no place in a graph. The lazy form of
+# torch.compiler.disable, which would import the compiler, a second or so, for those without it too.
+_uncompiled = _disable_dynamo(SparseEmbedding._read)
 
 
 def sparse_embeddings(model: torch.nn.Module) -> Iterator[SparseEmbedding]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from downpour.clip import ClipByNorm, ClipByValue
 from downpour.errors import SettingError
+from downpour.nn import sparse_embeddings
 from downpour.plan.minimize import plan_losses
 from downpour.rules import AdamD2Sum, BaseRule, G2SumAdagrad
 
@@ -42,15 +44,20 @@ class DownpourSGD:
     def __post_init__(self) -> None:
         if type(self.window) is not int or self.window < 1:
             raise SettingError(f"DownpourSGD.window must be an int >= 1, got {self.window!r}")
-        if not self.learning_rate > 0:
-            raise SettingError(f"DownpourSGD.learning_rate must be > 0, got {self.learning_rate!r}")
+        rate: object = self.learning_rate
+        if not (isinstance(rate, int | float) and rate > 0):
+            raise SettingError(f"DownpourSGD.learning_rate must be > 0, got {rate!r}")
         rules = self.sparse.values() if isinstance(self.sparse, Mapping) else (self.sparse,)
         for rule in (*rules, self.dense):
-            if not (rule is None or isinstance(rule, BaseRule)):
+            if not isinstance(rule, BaseRule | None):
                 raise SettingError(
                     f"DownpourSGD.sparse and .dense take rules, such as Adagrad(lr=0.05), got "
                     f"{rule!r}"
                 )
+        if not isinstance(self.clip, ClipByNorm | ClipByValue | None):
+            raise SettingError(
+                f"DownpourSGD.clip takes ClipByValue or ClipByNorm, got {self.clip!r}"
+            )
         if self.dense is not None and not self.dense.on_dense:
             raise SettingError(
                 f"DownpourSGD.dense: {type(self.dense).__name__} updates sparse tables only; take "
@@ -72,8 +79,10 @@ class DownpourSGD:
         forward and backward, and the model is left as it was. `seed`: of the initial rows.
 
         Raises PlanError for losses that cannot be planned, NonFiniteError for one that is not
-        finite, DataError for an example that lacks a feature.
+        finite, DataError for an example that lacks a feature, SettingError for the rule of a table
+        that the model does not have.
         """
+        self._check_tables(model)
         return plan_losses(
             losses,
             model=model,
@@ -84,6 +93,18 @@ class DownpourSGD:
             clip=self.clip,
             seed=seed,
         )
+
+    def _check_tables(self, model: torch.nn.Module) -> None:
+        """Refuse a rule for a table that no module of the model names."""
+        if not isinstance(self.sparse, Mapping):
+            return
+        tables = {str(module.table): None for module in sparse_embeddings(model)}
+        unknown = [name for name in self.sparse if name not in tables]
+        if unknown:
+            raise SettingError(
+                f"DownpourSGD.sparse has rules for {unknown}, which are no tables of the model; it "
+                f"has: {', '.join(tables) or 'none'}"
+            )
 
     def sparse_rule(self, table: str) -> Rule:
         """The rule of a sparse table."""

@@ -68,7 +68,8 @@ class DenseBlock:
             if parameter.grad is None:
                 view.zero_()
             else:
-                view.copy_(parameter.grad)
+                grad = parameter.grad
+                view.copy_(grad.to_dense() if grad.is_sparse else grad)
                 self._reached.append(name)
         if is_finite(self.grad):
             return

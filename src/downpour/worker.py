@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,10 +17,10 @@ from downpour.nn import sparse_embeddings
 from downpour.parameters import DenseBlock, dense_parameters
 from downpour.plan.program import Compute, PullDense, PullSparse, PushDense, PushSparse
 from downpour.tables.batches import dedup, is_finite, segment_sum
+from downpour.team import Chore, alongside, with_torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Future
+    from collections.abc import Generator, Iterator
 
     from downpour.client import Client, Located
     from downpour.features import Batch
@@ -66,12 +66,15 @@ class _Step:
     loss: float = 0.0
     grads: dict[tuple[str, tuple[str, ...]], tuple[Located, Floats]] = field(default_factory=dict)
 
+    def all_lookups(self) -> list[Lookup]:
+        """Those of the step's batch, and those of the batches made on the way."""
+        return [*self.lookups, *(lookup for _, lookup in self.others)]
+
     def pushed(self, op: PullSparse | PushSparse) -> list[Lookup]:
         """All lookups of an op that the loss has reached."""
-        found = [*self.lookups, *(lookup for _, lookup in self.others)]
         return [
             lookup
-            for lookup in found
+            for lookup in self.all_lookups()
             if (lookup.op.table, lookup.op.features) == (op.table, op.features)
             and lookup.rows is not None
             and lookup.rows.grad is not None
@@ -98,8 +101,7 @@ class Worker:
         self._modules = list(sparse_embeddings(model))
         for module in self._modules:
             module.connect(self)
-        self._ahead: tuple[str, Batch, Future[list[Lookup]]] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="downpour-prefetch")
+        self._ahead: list[tuple[str, Batch, Chore[list[Lookup]]]] = []
         self._current: _Step | None = None
 
     def __enter__(self) -> Self:
@@ -109,25 +111,33 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """Push what a window has left, and end the prefetching thread."""
-        self._thread.shutdown(cancel_futures=True)
-        self._ahead = None
+        """Push what a window has left, leave the tables' values in the model, end the thread."""
+        self._ahead.clear()
         self.flush()
+        self.pull_dense()
 
     def prefetch(self, program: str, batch: Batch) -> None:
-        """Begin to find the rows of a later step's batch, while others compute.
+        """Let the rows of a later step's batch be found while others compute.
 
-        Their values are read in that step, after all that came before it has been pushed.
+        Their values are read in that step, after all that came before it has been pushed. Steps are
+        expected in the order of these calls.
         """
         ops = self._pulls(program)
-        self._ahead = program, batch, self._thread.submit(self._look_up, ops, batch)
+        self._ahead.append((program, batch, Chore(self._look_up(ops, batch))))
 
     def step(self, program: str, batch: Batch) -> StepResult:
         """Run a program on a batch: pull, compute, push.
 
+        Afterwards the model has the dense values that the step began with: `pull_dense` or `close`
+        give it the tables' own.
+
         Raises NonFiniteError where the loss or a gradient is NaN or infinite, PlanError for a
         parameter or feature that the plan does not have, DataError for a batch that lacks one.
         """
+        with with_torch_threads([chore for _, _, chore in self._ahead]):
+            return self._step(program, batch)
+
+    def _step(self, program: str, batch: Batch) -> StepResult:
         plan = self.plan.program(program)
         with self._timed("wait for keys"):
             work = _Step(plan, batch, self._prepared(program, batch))
@@ -166,16 +176,21 @@ class Worker:
         return [op for op in self.plan.program(program).ops if isinstance(op, PullSparse)]
 
     def _prepared(self, program: str, batch: Batch) -> list[Lookup]:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            if ahead[0] == program and ahead[1] is batch:
-                return ahead[2].result()
-            if ahead[1] is not batch:
-                self._ahead = ahead  # of a later step
-        return self._look_up(self._pulls(program), batch)
+        for place, (name, ahead, chore) in enumerate(self._ahead):
+            if name == program and ahead is batch:
+                del self._ahead[: place + 1]  # what was to come before it was passed over
+                return chore.result()
+        return Chore(self._look_up(self._pulls(program), batch)).result()
 
-    def _look_up(self, ops: list[PullSparse], batch: Batch) -> list[Lookup]:
-        return [self._look_up_one(op, batch, create=True) for op in ops]
+    def _look_up(self, ops: list[PullSparse], batch: Batch) -> Generator[None, None, list[Lookup]]:
+        """Find the rows of each op; a stage for its keys, and one for their places."""
+        lookups = []
+        for op in ops:
+            keys = table_keys(self.plan.sparse_table(op.table), op.features, batch)
+            yield
+            located = yield from self.client.locate_in_stages(op.table, keys.unique, create=True)
+            lookups.append(Lookup(op, keys, located))
+        return lookups
 
     def _look_up_one(self, op: PullSparse, batch: Batch, *, create: bool) -> Lookup:
         keys = table_keys(self.plan.sparse_table(op.table), op.features, batch)
@@ -197,14 +212,22 @@ class Worker:
             if batch is work.batch:
                 yield next(lookup for lookup in work.lookups if lookup.op == op)
             else:
-                yield self._other(work, op, batch)
+                yield self._other(work, op, batch, features)
 
-    def _other(self, work: _Step, op: PullSparse, batch: Batch) -> Lookup:
-        """The lookup of a batch that the loss made of its own, as sampled negatives."""
+    def _other(
+        self, work: _Step, op: PullSparse, batch: Batch, features: tuple[str, ...]
+    ) -> Lookup:
+        """The lookup of a batch that the loss made of its own, as sampled negatives.
+
+        It may lack features of the op, but none of `features`.
+        """
+        there = PullSparse(
+            op.table,
+            tuple(name for name in op.features if name in batch.features or name in features),
+        )
         for other, lookup in work.others:
-            if other is batch and lookup.op == op:
+            if other is batch and lookup.op == op and lookup.keys.bags.keys() >= {*there.features}:
                 return lookup
-        there = PullSparse(op.table, tuple(name for name in op.features if name in batch.features))
         lookup = self._look_up_one(there, batch, create=True)
         lookup.op = op
         work.others.append((batch, lookup))
@@ -213,9 +236,12 @@ class Worker:
     def _pulled(self, lookup: Lookup, *, requires_grad: bool) -> torch.Tensor:
         if lookup.rows is None:
             with self._timed("pull"):
-                lookup.rows = torch.from_numpy(self.client.read(lookup.located))
+                alongside(partial(self._read, lookup))
                 lookup.rows.requires_grad_(requires_grad)
         return lookup.rows
+
+    def _read(self, lookup: Lookup) -> None:
+        lookup.rows = torch.from_numpy(self.client.read(lookup.located))
 
     def _run(self, op: Op, work: _Step) -> None:
         match op:
@@ -248,10 +274,11 @@ class Worker:
                 block.reset()
 
     def _compute(self, loss: str, work: _Step) -> None:
+        function = self.plan.loss(loss)
         with self._timed("forward"):
             for parameter in self._parameters.values():
                 parameter.grad = None
-            value = self.plan.losses[loss](self.model, work.batch)
+            value = function(self.model, work.batch)
         with self._timed("backward"):
             if value.requires_grad:
                 torch.autograd.backward(value)
@@ -268,11 +295,15 @@ class Worker:
             )
         blocks = [self._blocks[op.table] for op in work.program.ops if isinstance(op, PushDense)]
         self._refuse_unplanned(work.program, blocks)
+        self._refuse_fixed(work)
         for block in blocks:
             block.collect(loss)
+            if block.num_batches + 1 == self.plan.window:
+                self.client.next_step(block.spec.name)
         for op in work.program.ops:
             if isinstance(op, PushSparse) and (reached := work.pushed(op)):
                 work.grads[op.table, op.features] = self._merged(loss, op, reached)
+                self.client.next_step(op.table)
         if self.plan.clip is not None:
             rows = [grads for _, grads in work.grads.values()]
             self.plan.clip.apply([*rows, *(block.grad for block in blocks)])
@@ -291,6 +322,11 @@ class Worker:
             return lookups[0].located, grads[0]
         keys, inverse = dedup(np.concatenate([lookup.keys.unique for lookup in lookups]))
         summed = segment_sum(np.concatenate(grads), inverse, len(keys))
+        if not is_finite(summed):
+            raise NonFiniteError(
+                f"loss {loss!r}: the gradients of table {op.table!r} sum to infinity; nothing of "
+                "this step was applied"
+            )
         return self.client.locate(op.table, keys, create=True), summed
 
     def _refuse_unplanned(self, program: Program, blocks: list[DenseBlock]) -> None:
@@ -301,6 +337,21 @@ class Worker:
                     f"program {program.name!r} reaches parameter {name!r}, which it did not on the "
                     "example batch that it was planned with; nothing of this step was applied"
                 )
+
+    def _refuse_fixed(self, work: _Step) -> None:
+        """A feature that the plan pulls and does not push must get no gradient."""
+        pushed = {(op.table, op.features) for op in work.program.ops if isinstance(op, PushSparse)}
+        for lookup in work.all_lookups():
+            fixed = (lookup.op.table, lookup.op.features) not in pushed
+            if fixed and lookup.rows is not None and lookup.rows.grad is not None:
+                reached = (lookup.rows.grad != 0).any(dim=1).numpy()
+                if reached.any():
+                    names = ", ".join(lookup.features_of(reached))
+                    raise PlanError(
+                        f"program {work.program.name!r} reaches feature {names} of table "
+                        f"{lookup.op.table!r}, which it did not on the example batch that it was "
+                        "planned with; nothing of this step was applied"
+                    )
 
     def _timed(self, phase: str) -> _Timer:
         return _Timer(self.phases_s, phase)

@@ -1,8 +1,13 @@
-"""Run a loss once to see what it reads and what its gradient reaches; the model stays as it was."""
+"""Run a loss once to see what it reads and what its gradient reaches; the model stays as it was.
+
+The gradient that is sent through is NaN, not 1: times a derivative that happens to be 0 on the
+example it is NaN still, and where there is no way for it, as after `rows[:, 1].detach()`, it is 0.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +19,7 @@ from downpour.nn import sparse_embeddings
 from downpour.tables import SparseTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -28,8 +33,8 @@ if TYPE_CHECKING:
 class Reached:
     """What one loss reads and reaches.
 
-    `read`: the features looked up in each table; `learned`: those of them that got a gradient;
-    `parameters`: names of the dense parameters that did, sorted.
+    `read`: the features looked up in each table; `learned`: those of them that the gradient has a
+    way to; `parameters`: names of the dense parameters that got one, sorted.
     """
 
     read: Mapping[str, tuple[str, ...]]
@@ -42,7 +47,7 @@ class _Leaves:
 
     def __init__(self, tables: Mapping[str, SparseTableSpec]) -> None:
         self._tables = tables
-        self.leaves: dict[tuple[str, str], list[torch.Tensor]] = {}
+        self.lookups: list[tuple[str, dict[str, torch.Tensor]]] = []
 
     def rows(
         self, table: str, features: tuple[str, ...], batch: Batch
@@ -50,9 +55,9 @@ class _Leaves:
         spec = self._tables[table]
         parts = [table_keys(spec, (feature,), batch) for feature in features]
         leaves = [_initial_rows(spec, part.unique) for part in parts]
-        for feature, leaf in zip(features, leaves, strict=True):
+        for leaf in leaves:
             leaf.requires_grad_(torch.is_grad_enabled())
-            self.leaves.setdefault((table, feature), []).append(leaf)
+        self.lookups.append((table, dict(zip(features, leaves, strict=True))))
         return torch.cat(leaves), joined_keys(parts)
 
 
@@ -67,13 +72,16 @@ def materialise(
     batch: Batch,
     tables: Mapping[str, SparseTableSpec],
 ) -> None:
-    """Give lazy modules their shapes, without a trace in buffers or in the mode of the model."""
-    if not any(map(torch.nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
+    """Give lazy modules their shapes, without a trace in other buffers or the model's mode.
+
+    Their first values are drawn from torch's random state, as in a first forward.
+    """
+    if not any(map(_is_lazy, [*model.parameters(), *model.buffers()])):
         return
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with _connected(model, _Leaves(tables)), torch.no_grad():
+        with _connected(model, _Leaves(tables)), _same_buffers(model), torch.no_grad():
             for name, loss in losses.items():
                 _run(name, loss, model, batch)
     finally:
@@ -100,11 +108,12 @@ def discover(
         if not bool(torch.isfinite(value)):
             raise NonFiniteError(f"loss {name!r} is {value.item()} on the example batch")
         if value.requires_grad:
-            torch.autograd.backward(value)
+            with torch.autograd.set_detect_anomaly(False):
+                torch.autograd.backward(value, torch.full_like(value, torch.nan))
         parameters = tuple(
             sorted(_plain(key) for key, p in model.named_parameters() if p.grad is not None)
         )
-        read, learned = _by_table(source.leaves)
+        read, learned = _by_table(source.lookups)
     if not parameters and not learned:
         raise PlanError(
             f"loss {name!r} reaches nothing that can be trained: no dense parameter and no row of "
@@ -114,24 +123,44 @@ def discover(
 
 
 def _by_table(
-    leaves: Mapping[tuple[str, str], list[torch.Tensor]],
+    lookups: Sequence[tuple[str, Mapping[str, torch.Tensor]]],
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    read: dict[str, tuple[str, ...]] = {}
-    learned: dict[str, tuple[str, ...]] = {}
-    for (table, feature), rows in leaves.items():
-        read[table] = (*read.get(table, ()), feature)
-        if any(leaf.grad is not None for leaf in rows):
-            learned[table] = (*learned.get(table, ()), feature)
-    return read, learned
+    """The features read and those learned, by table.
+
+    Where the gradient has gone to some features of a lookup, those for which it is 0 are detached.
+    Where it is 0 for all, a mask may have been empty on the example: they count as learned.
+    """
+    read: dict[str, dict[str, None]] = {}
+    learned: dict[str, dict[str, None]] = {}
+    for table, leaves in lookups:
+        read.setdefault(table, {}).update(dict.fromkeys(leaves))
+        got = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+        reached = {name for name, grad in got.items() if bool(grad.isnan().any())}
+        empty = {name for name, grad in got.items() if not len(grad)}
+        if names := [name for name in got if name in reached | empty or not reached]:
+            learned.setdefault(table, {}).update(dict.fromkeys(names))
+    return _tuples(read), _tuples(learned)
+
+
+def _tuples(names: Mapping[str, Mapping[str, None]]) -> dict[str, tuple[str, ...]]:
+    return {table: tuple(features) for table, features in names.items()}
 
 
 def _run(name: str, loss: Loss, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    with torch.compiler.set_stance("force_eager"):
+    with _eager():
         value = loss(model, batch)
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         got = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise PlanError(f"loss {name!r} must return a scalar tensor, got {got}; take its mean()")
     return value
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Whatever is compiled runs as it was written; nothing is where there is no compiler yet."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _plain(parameter: str) -> str:
@@ -156,15 +185,30 @@ def _connected(model: torch.nn.Module, source: Any) -> Iterator[None]:
 def _restored(model: torch.nn.Module) -> Iterator[None]:
     """Leave gradients, buffers and the random state as they were."""
     grads = {p: p.grad for p in model.parameters()}
-    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     for parameter in grads:
         parameter.grad = None
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _same_buffers(model):
             yield
     finally:
         for parameter, grad in grads.items():
             parameter.grad = grad
+
+
+@contextlib.contextmanager
+def _same_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """Put buffers back, those changed in place and those assigned anew; lazy ones may fill."""
+    kept = [(module, dict(module._buffers)) for module in model.modules()]
+    values = {buffer: buffer.clone() for buffer in model.buffers() if not _is_lazy(buffer)}
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
         with torch.no_grad():
-            for buffer, value in buffers.items():
+            for buffer, value in values.items():
                 buffer.copy_(value)
+
+
+def _is_lazy(tensor: torch.Tensor) -> bool:
+    return bool(torch.nn.parameter.is_lazy(tensor))

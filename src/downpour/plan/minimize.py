@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ def plan_losses(
     declared = _declared_tables(model, sparse_rule, seed)
     materialise(named, model, example, declared)
     reached = {name: discover(name, loss, model, example, declared) for name, loss in named.items()}
+    _refuse_same_names(declared, named)
     sparse = _numbered(declared, reached)
     homes = _homes(reached)
     dense = _dense_tables(reached, homes, model, dense_rule, first_id=len(sparse))
@@ -70,8 +71,13 @@ def named_losses(losses: Loss | Sequence[Loss] | Mapping[str, Loss]) -> dict[str
     """Losses by the name of their program. Raises PlanError."""
     if isinstance(losses, Mapping):
         named = dict(losses)
+        unnamed = [name for name in named if type(name) is not str or not name]
+        if unnamed:
+            raise PlanError(f"the name of a loss must be a text, got {unnamed[0]!r}")
     else:
-        listed = [losses] if callable(losses) else list(losses)
+        given: Any = losses
+        is_one = callable(given) or not isinstance(given, Iterable)
+        listed = [given] if is_one else list(given)
         named = {_name_of(loss): loss for loss in listed}
         if len(named) < len(listed):
             names = [_name_of(loss) for loss in listed]
@@ -144,6 +150,16 @@ def _joined(first: SparseTableSpec, other: SparseTableSpec) -> SparseTableSpec:
                 f"{features[feature.name].space!r} and {feature.space!r}; give it one"
             )
     return replace(first, features=tuple(features.values()))
+
+
+def _refuse_same_names(declared: Mapping[str, SparseTableSpec], named: Mapping[str, Loss]) -> None:
+    """A sparse table and the dense one of a loss would be told apart by name alone."""
+    for name in named:
+        if f"dense.{name}" in declared:
+            raise PlanError(
+                f"sparse table 'dense.{name}' has the name of the dense table of loss {name!r}; "
+                "give SparseEmbedding(table=...) another"
+            )
 
 
 def _numbered(

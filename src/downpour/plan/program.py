@@ -131,12 +131,13 @@ class Program:
 class Plan:
     """What each table holds and what each program does.
 
-    `losses` are the callables behind the programs; they take no part in comparison.
+    `losses` are the callables behind the programs; they take no part in comparison and stay behind
+    when a plan is pickled.
     """
 
     sparse: tuple[SparseTableSpec, ...]
     dense: tuple[DenseTableSpec, ...]
-    programs: Mapping[str, Program]
+    programs: Mapping[str, Program] = field(hash=False)
     window: int = 1
     clip: Clip | None = None
     losses: Mapping[str, Loss] = field(default_factory=dict, compare=False, repr=False)
@@ -155,6 +156,18 @@ class Plan:
             raise PlanError(f"no program {name!r}; the plan has: {', '.join(self.programs)}")
         return self.programs[name]
 
+    def loss(self, name: str) -> Loss:
+        """Return the callable of a program, or raise PlanError."""
+        if name not in self.losses:
+            raise PlanError(
+                f"the plan has no function for loss {name!r}: a plan that was pickled or loaded is "
+                "without its losses; plan with DownpourSGD.minimize to train"
+            )
+        return self.losses[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "losses": {}}
+
     def __str__(self) -> str:
         return "\n".join(_lines(self))
 
@@ -168,11 +181,13 @@ def _named(specs: tuple[Spec, ...], name: str, kind: str) -> Spec:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    yield f"plan: {len(plan.sparse)} sparse, {len(plan.dense)} dense, window {plan.window}"
+    clip = "" if plan.clip is None else f", {plan.clip!r}"
+    yield f"plan: {len(plan.sparse)} sparse, {len(plan.dense)} dense, window {plan.window}{clip}"
     for table in plan.sparse:
         features = " ".join(_feature_text(feature) for feature in table.features)
         yield f"  {table.id} sparse {table.name}: dim {table.accessor.dim}, {table.accessor.rule!r}"
-        yield f"      features {features}"
+        padding = "" if table.padding_key is None else f", padding_key {table.padding_key}"
+        yield f"      features {features}{padding}"
     for block in plan.dense:
         yield f"  {block.id} dense {block.name}: {block.size:,} elements, {block.rule!r}"
         for section in block.sections:
@@ -184,7 +199,9 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _feature_text(feature: FeatureSpec) -> str:
-    return feature.name if feature.space == feature.name else f"{feature.name}@{feature.space}"
+    if feature.space == feature.name:
+        return feature.name
+    return f"{feature.name}@{'*' if feature.space is None else feature.space}"
 
 
 def _op_text(op: Op) -> str:
