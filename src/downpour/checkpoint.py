@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,12 +26,14 @@ from downpour.transport import DenseState, SparseState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from downpour.client import Client
     from downpour.plan.program import Plan, SparseTableSpec
 
 FORMAT = 1
 MANIFEST, DENSE, MODEL = "manifest.json", "dense.safetensors", "model.pickle"
+CONTENT = ("folder", "sparse", "dense", "files", "import_paths", "schema")
 ROW_GROUP = 1 << 20
 
 
@@ -47,14 +48,14 @@ def save(
 
     `facts` go into the manifest as they are. An OSError leaves what was saved before.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    data = Path(tempfile.mkdtemp(prefix="save-", dir=folder))
+    data = folder / f"save-{secrets.token_hex(4)}"
+    data.mkdir(parents=True)
     try:
-        data.chmod(0o755)
         tables = {spec.name: _write_rows(data, spec, client) for spec in client.plan.sparse}
         dense = {spec.name: client.export_dense(spec.name) for spec in client.plan.dense}
-        save_file(_tensors(client.plan, model, dense), data / DENSE)
         (data / MODEL).write_bytes(pickled)
+        save_file(_tensors(client.plan, model, dense), data / DENSE)
+        shutil.copymode(data / MODEL, data / DENSE)  # safetensors keeps others from reading it
         manifest = {
             "format": FORMAT,
             "folder": data.name,
@@ -70,7 +71,8 @@ def save(
             _sync(path)
         write_whole(folder / MANIFEST, json.dumps(manifest, indent=2))
     except BaseException:
-        shutil.rmtree(data, ignore_errors=True)
+        if not _is_named(folder / MANIFEST, data):
+            shutil.rmtree(data, ignore_errors=True)
         raise
     for old in folder.glob("save-*"):
         if old != data:
@@ -80,9 +82,12 @@ def save(
 def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step: whoever reads it sees the old text or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    _sync(beside)
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        _sync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     _sync(path.parent)
 
 
@@ -94,17 +99,23 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Path]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SavedRunError(
             f"{folder} holds no trained model ({MANIFEST} is missing); give the folder that "
             "`downpour train` named in its last line"
         ) from None
     except ValueError as error:
-        raise SavedRunError(f"{path} is no JSON: {error}") from None
+        raise SavedRunError(f"{path} is no JSON ({error}): it was damaged") from None
+    if not isinstance(manifest, dict):
+        raise SavedRunError(f"{path} must hold a JSON object, got a {type(manifest).__name__}")
     if manifest.get("format") != FORMAT:
         raise SavedRunError(
-            f"{path} has format {manifest.get('format')!r}, this Downpour reads format {FORMAT}"
+            f"{path} has format {manifest.get('format')!r}, this Downpour reads format {FORMAT}; "
+            "use the version of Downpour that wrote it, or a newer one"
         )
+    lacking = [name for name in CONTENT if name not in manifest]
+    if lacking:
+        raise SavedRunError(f"{path} lacks {', '.join(lacking)}: it was damaged")
     data = folder / str(manifest["folder"])
     for name, written in manifest["files"].items():
         if not (data / name).is_file():
@@ -146,8 +157,8 @@ def _tensors(
     plan: Plan, model: torch.nn.Module, dense: Mapping[str, DenseState]
 ) -> dict[str, torch.Tensor]:
     """All that is not in rows. Parameters that no loss reaches are the model's own."""
-    parts = {f"parameter/{name}": value.detach() for name, value in model.named_parameters()}
-    parts |= {f"buffer/{name}": value for name, value in model.named_buffers()}
+    parts = {f"parameter/{plain(name)}": p.detach() for name, p in model.named_parameters()}
+    parts |= {f"buffer/{plain(name)}": value for name, value in model.named_buffers()}
     for spec in plan.dense:
         table = dense[spec.name]
         for section in spec.sections:
@@ -213,6 +224,16 @@ def _read_rows(saved: Mapping[str, Any], data: Path, spec: SparseTableSpec) -> S
 
 def _lists(floats: np.ndarray[Any, Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(floats.reshape(-1)), floats.shape[1])
+
+
+def plain(name: str) -> str:
+    """A tensor's name without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _is_named(manifest: Path, data: Path) -> bool:
+    """Whether a manifest is of the data in this folder."""
+    return manifest.is_file() and data.name in manifest.read_text(encoding="utf-8")
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

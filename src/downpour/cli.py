@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from downpour.saved import SavedRun
 
 BATCH_SIZE = 8192
+INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 
 
 @contextlib.contextmanager
@@ -25,7 +27,8 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (DownpourError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        lines = [str(error), *getattr(error, "__notes__", [])]
+        raise click.ClickException(" ".join("; ".join(lines).split())) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +64,7 @@ def plan(target: str) -> None:
 def train(target: str, out: Path | None, epochs: int | None, seed: int | None, quiet: bool) -> None:
     """Train TARGET and write the run's folder, which the last line names.
 
-    Ctrl-C stops after the step under way and keeps what was trained.
+    Ctrl-C stops after the step under way, keeps what was trained, and exits with status 130.
 
     Example: downpour train examples/movielens.py --out runs/movielens
     """
@@ -69,18 +72,20 @@ def train(target: str, out: Path | None, epochs: int | None, seed: int | None, q
         from dataclasses import replace
 
         from downpour.folder import default_folder
-        from downpour.train import Trainer
+        from downpour.train import Trainer, is_compiled
 
         given: dict[str, Any] = {"epochs": epochs, "seed": seed}
         run = replace(_load(target), **{k: v for k, v in given.items() if v is not None})
         folder = out or default_folder(target)
-        if not quiet:
+        if not (quiet or is_compiled()):
             click.echo("planning; the first run on a machine compiles its kernels, about 20 s")
         trainer = Trainer(run, folder, quiet=quiet)
         metrics = trainer.train()
         if not quiet:
             click.echo(_summary(metrics))
         click.echo(f"{folder}/ (report.html, metrics.json, plan.txt, events/, model/)")
+        if metrics["stopped"] == "interrupted":
+            raise SystemExit(INTERRUPTED)
 
 
 @main.command()
@@ -109,16 +114,8 @@ def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) ->
     Example: downpour predict runs/movielens new.parquet --out scores.parquet
     """
     with _clear_errors():
-        import pyarrow as pa
-        from pyarrow import parquet
-
         saved, batches = _open(run_dir, file, batch_size, labels=False)
-        schema = pa.schema({"score": pa.float32()})
-        rows = 0
-        with parquet.ParquetWriter(out, schema) as writer:
-            for scores in saved.predict_all(batches):
-                writer.write_table(pa.table([pa.array(scores, pa.float32())], schema))
-                rows += len(scores)
+        rows = _write_scores(out, saved.predict_all(batches))
         click.echo(f"{out}: {rows:,} scores")
 
 
@@ -150,12 +147,28 @@ def _load(target: str) -> Run:
 def _open(
     run_dir: Path, files: tuple[str, ...], batch_size: int, *, labels: bool
 ) -> tuple[SavedRun, Iterator[Any]]:
-    from downpour.data import Files
     from downpour.saved import load
 
     saved = load(run_dir)
-    source = Files(list(files), saved.reading(labels=labels), batch_size=batch_size)
-    return saved, source.batches()
+    return saved, saved.files(files, batch_size=batch_size, labels=labels).batches()
+
+
+def _write_scores(out: Path, scores: Iterator[Any]) -> int:
+    """Write a file of one column and give its rows; after an error there is none, or the old."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema, rows = pa.schema({"score": pa.float32()}), 0
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with parquet.ParquetWriter(beside, schema) as writer:
+            for part in scores:
+                writer.write_table(pa.table([pa.array(part.astype("float32"))], schema))
+                rows += len(part)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return rows
 
 
 def _summary(metrics: dict[str, Any]) -> str:

@@ -60,6 +60,11 @@ def predict_batch(model: torch.nn.Module, batch: Batch, predict: Predict) -> np.
 
 def label_of(batch: Batch, label: str | None) -> torch.Tensor:
     """The label that is predicted. DataError where it is not there."""
+    if label is None and len(batch.labels) > 1:
+        raise DataError(
+            f"the batch has the labels {', '.join(batch.labels)}; say which one is predicted with "
+            "Run(label=)"
+        )
     if label is None:
         return batch.label
     if label not in batch.labels:
@@ -80,6 +85,8 @@ def evaluate(
     metrics, calibration = click_metrics(), Calibration()
     with inference(model):
         for batch in batches:
+            if batch.size == 0:
+                continue
             samples = read_samples(
                 label_of(batch, label).numpy(),
                 predict_batch(model, batch, predict),

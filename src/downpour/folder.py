@@ -14,7 +14,8 @@ CONTENT = (METRICS, PLAN, REPORT, EVENTS, MODEL)
 
 def default_folder(target: str) -> Path:
     """`runs/NAME` after the file or module that is trained; NAME-2, NAME-3 where that is taken."""
-    name = Path(target.partition(":")[0]).stem.rpartition(".")[2]
+    where = target.partition(":")[0]
+    name = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
     folder, number = RUNS / name, 1
     while folder.exists():
         number += 1
@@ -30,8 +31,9 @@ def require_free(folder: Path) -> None:
         raise SettingError(f"--out {folder} is a file; name a folder")
     content = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     if content and PLAN not in content:
+        some = ", ".join([*sorted(content)[:3], *["..."][: len(content) - 3 > 0]])
         raise SettingError(
-            f"--out {folder} holds other files ({', '.join(sorted(content)[:3])}, ...) and no run; "
+            f"--out {folder} holds other files ({some}) and no run; "
             "name a new folder, or one of an earlier run, which is then replaced"
         )
 
@@ -41,7 +43,7 @@ def start_over(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in CONTENT:
         path = folder / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from downpour.features import Batch
     from downpour.transport import DenseStats
 
-MAX_POINTS = 500
+MAX_POINTS = 1000
+OURS = ("loss", "samples_per_s", "rows", "bytes", "samples", "seconds")
 
 
 class Curve:
@@ -36,7 +37,7 @@ class Curve:
         if len(self._open) == self._span:
             self._points.append(_mean(self._open))
             self._open = []
-        if len(self._points) == 2 * MAX_POINTS:
+        if len(self._points) == MAX_POINTS:
             pairs = zip(self._points[::2], self._points[1::2], strict=True)
             self._points = [_mean(list(pair)) for pair in pairs]
             self._span *= 2
@@ -76,7 +77,7 @@ class History:
         self._tables: dict[str, dict[str, Any]] = {}
 
     def count_features(self, batch: Batch) -> None:
-        """Count the keys of a batch that was trained on."""
+        """Count the keys of a batch that was read to train on."""
         for name, jagged in batch.features.items():
             count = self.features.setdefault(name, FeatureCount())
             count.keys += len(jagged.values)
@@ -99,14 +100,18 @@ class History:
                 self._grown["rows"].setdefault(name, Curve()).add(self.step, table.rows)
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
-        """Add an evaluation after the last step."""
+        """Add an evaluation after the last step; results of `OURS` names become eval_NAME."""
+        results = {
+            f"eval_{name}" if name in OURS else name: value
+            for name, value in evaluation.results.items()
+        }
         self.final = {
-            **evaluation.results,
+            **results,
             "samples": evaluation.samples,
             "seconds": evaluation.seconds,
         }
         self.calibration = [asdict(each) for each in evaluation.calibration]
-        for name, value in evaluation.results.items():
+        for name, value in results.items():
             if value is not None and name != "auc_bucketed":
                 self.curves.setdefault(name, Curve()).add(self.step, value)
 

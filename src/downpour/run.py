@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from downpour.data import Source
 from downpour.errors import SettingError
 from downpour.features import Batch
+from downpour.metrics import click_metrics
 from downpour.optimizer import DownpourSGD
 from downpour.plan.minimize import named_losses
 
@@ -40,6 +43,8 @@ class EarlyStop:
     mode: Literal["max", "min"] = "max"
 
     def __post_init__(self) -> None:
+        if type(self.metric) is not str or not self.metric:
+            raise SettingError(f"EarlyStop.metric must be a name, got {self.metric!r}")
         if type(self.patience) is not int or self.patience < 1:
             raise SettingError(f"EarlyStop.patience must be an int >= 1, got {self.patience!r}")
         if self.mode not in ("max", "min"):
@@ -60,7 +65,8 @@ class Run:
         predict: (model, batch) -> probabilities [batch]; by default the sigmoid of what the model
             returns. Evaluation and `downpour predict` use it.
         label: the label that predictions are of; by default the only one there is.
-        evaluate: (model) -> {name: value}, an evaluation of your own, after each epoch.
+        evaluate: (model) -> {name: value}, an evaluation of your own, after each epoch. NaN and
+            infinity count as undefined.
         epochs: how often to go through `data`.
         eval_every: evaluate also after every so many steps.
         early_stop: when to stop before the last epoch.
@@ -88,19 +94,29 @@ class Run:
             for name in settings:
                 if name not in known:
                     near = get_close_matches(name, known, n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    hint = f"; did you mean {near[0]!r}?" if near else "."
                     raise SettingError(
                         f"Run has no setting {name!r}{hint} It has: {', '.join(known)}"
                     )
             return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        self._require("losses", (Callable, Sequence, Mapping), "a function, a list or {name: loss}")
         named_losses(self.losses)
         self._require("model", torch.nn.Module, "a torch.nn.Module, made, not its class")
         self._require("optimizer", DownpourSGD, "a DownpourSGD")
         self._require("data", Source, "a Source, which has batches(epoch) and num_batches()")
         if self.eval_data is not None:
             self._require("eval_data", Source, "a Source or None")
+        self._require("predict", Callable, "a function (model, batch) -> probabilities [batch]")
+        self._require("label", (str, NoneType), "a label's name or None")
+        if self.evaluate is not None:
+            self._require("evaluate", Callable, "a function (model) -> {name: value}, or None")
+        self._require("early_stop", (EarlyStop, NoneType), "an EarlyStop or None")
+        self._check_numbers()
+        self._check_evaluated()
+
+    def _check_numbers(self) -> None:
         for name in ("epochs", "eval_every"):
             value = getattr(self, name)
             if not (value is None and name == "eval_every") and (
@@ -109,11 +125,19 @@ class Run:
                 raise SettingError(f"Run.{name} must be an int >= 1, got {value!r}")
         if type(self.seed) is not int or self.seed < 0:
             raise SettingError(f"Run.seed must be an int >= 0, got {self.seed!r}")
+
+    def _check_evaluated(self) -> None:
         needs = "eval_every" if self.eval_every else "early_stop" if self.early_stop else None
         if needs and self.eval_data is None and self.evaluate is None:
             raise SettingError(f"Run.{needs} needs eval_data or evaluate to look at, got neither")
+        known = click_metrics().names
+        if self.early_stop and self.evaluate is None and self.early_stop.metric not in known:
+            raise SettingError(
+                f"EarlyStop.metric must be one of {', '.join(known)}, or of what Run.evaluate "
+                f"gives, got {self.early_stop.metric!r}"
+            )
 
-    def _require(self, name: str, kind: type, what: str) -> None:
+    def _require(self, name: str, kind: Any, what: str) -> None:
         value = getattr(self, name)
         if not isinstance(value, kind):
             raise SettingError(f"Run.{name} must be {what}, got {value!r}")
@@ -129,7 +153,9 @@ class Run:
                 for field in fields(self.optimizer)
             },
             "eval_data": None if self.eval_data is None else repr(self.eval_data),
+            "predict": _plain(self.predict),
             "label": self.label,
+            "evaluate": _plain(self.evaluate),
             "epochs": self.epochs,
             "eval_every": self.eval_every,
             "early_stop": _plain(self.early_stop),
@@ -140,4 +166,8 @@ class Run:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # JSON has no infinity
+    if isinstance(value, FunctionType):
+        return value.__name__
     return value if value is None or isinstance(value, (int, float, str)) else repr(value)

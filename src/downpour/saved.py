@@ -7,20 +7,22 @@ import pickle
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from downpour import checkpoint
 from downpour.client import Client, embedded
-from downpour.data import Schema
+from downpour.data import Files, Schema
+from downpour.data.paths import format_of
 from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
 from downpour.target import add_import_path
 from downpour.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -29,22 +31,42 @@ if TYPE_CHECKING:
     from downpour.run import Predict, Run
 
 MODEL_FOLDER = "model"
+UNINITIALIZED = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves parameters and buffers out: they are in the safetensors file, under their names."""
+    """Leaves parameters and buffers out: they are in the safetensors file, under their names.
+
+    What torch.compile wraps is pickled as it was before. `modules` are those that define what the
+    pickle names.
+    """
 
     def __init__(self, file: io.BytesIO, model: torch.nn.Module) -> None:
         super().__init__(file)
-        named = {
-            id(p): ("parameter", name, p.requires_grad) for name, p in model.named_parameters()
+        self.modules: set[str] = set()
+        self._named = {
+            id(p): ("parameter", checkpoint.plain(name), p.requires_grad)
+            for name, p in model.named_parameters()
         }
-        named |= {id(b): ("buffer", name, False) for name, b in model.named_buffers()}
-        self._named = named
+        self._named |= {
+            id(b): ("buffer", checkpoint.plain(name), False) for name, b in model.named_buffers()
+        }
 
     def persistent_id(self, obj: object) -> tuple[str, str, bool] | None:
         """The name of a tensor of the model."""
         return self._named.get(id(obj)) if isinstance(obj, torch.Tensor) else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Note where classes and functions are from; leave out what torch.compile put around."""
+        if isinstance(obj, (type, FunctionType)):
+            self.modules.add(obj.__module__)
+        elif isinstance(obj, torch.nn.Module) and hasattr(obj, "_orig_mod"):
+            return _itself, (obj._orig_mod,)
+        return NotImplemented
+
+
+def _itself(module: torch.nn.Module) -> torch.nn.Module:
+    return module
 
 
 class _Unpickler(pickle.Unpickler):
@@ -52,6 +74,12 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self._tensors = tensors
         self._made: dict[str, torch.Tensor] = {}
+        self.modules: set[str] = set()
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Note where classes and functions are from."""
+        self.modules.add(module_name)
+        return super().find_class(module_name, global_name)
 
     def persistent_load(self, pid: tuple[str, str, bool]) -> torch.Tensor:
         """A tensor of the model; the same one each time it is named."""
@@ -65,38 +93,53 @@ class _Unpickler(pickle.Unpickler):
         return self._made[full]
 
 
-def pickled_model(run: Run, plan: Plan) -> bytes:
+def pickled_model(run: Run, plan: Plan) -> tuple[bytes, list[str]]:
     """The structure of the run's model and what else Python must know to predict with it.
 
-    Raises SettingError for a model that cannot be pickled.
+    With it the folders that its own modules were imported from. Raises SettingError for a model
+    that cannot be saved.
     """
-    model = getattr(run.model, "_orig_mod", run.model)
+    tensors = [*run.model.named_parameters(), *run.model.named_buffers()]
+    lazy = [name for name, tensor in tensors if isinstance(tensor, UNINITIALIZED)]
+    if lazy:
+        raise SettingError(
+            f"this run could not be saved once trained: {lazy[0]!r} has no shape, as no loss uses "
+            "its module; remove it from the model"
+        )
     content = {
-        "model": model,
+        "model": run.model,
         "predict": run.predict,
         "label": run.label,
         "plan": replace(plan, losses={}),
     }
     file = io.BytesIO()
+    pickler = _Pickler(file, run.model)
     try:
-        _Pickler(file, model).dump(content)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        pickler.dump(content)
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
         raise SettingError(
             f"this run could not be saved once trained: {error}. Define the model's classes, "
             "predict and schedules at the top level of a module, not in a function or as a lambda"
         ) from error
-    return file.getvalue()
+    return file.getvalue(), _import_paths(pickler.modules)
 
 
 def save(run_dir: Path, run: Run, plan: Plan, client: Client) -> None:
     """Keep what was trained so far in the run's folder."""
-    model = getattr(run.model, "_orig_mod", run.model)
     schema = getattr(run.data, "schema", None)
+    pickled, import_paths = pickled_model(run, plan)
     facts = {
-        "import_paths": _import_paths(model, run.predict),
+        "import_paths": import_paths,
         "schema": asdict(schema) if isinstance(schema, Schema) else None,
+        "text": text_settings(run.data),
     }
-    checkpoint.save(run_dir / MODEL_FOLDER, client, model, pickled_model(run, plan), facts)
+    checkpoint.save(run_dir / MODEL_FOLDER, client, run.model, pickled, facts)
+
+
+def text_settings(data: object) -> dict[str, Any]:
+    """How `Files` were told to read text, for other files like them."""
+    names = ("format", "delimiter", "quote_char", "null_values", "column_names")
+    return {name: getattr(data, name) for name in names} if isinstance(data, Files) else {}
 
 
 def load(run_dir: str | Path) -> SavedRun:
@@ -113,13 +156,19 @@ def load(run_dir: str | Path) -> SavedRun:
         add_import_path(Path(path))
     try:
         with (data / checkpoint.MODEL).open("rb") as file:
-            content = _Unpickler(file, checkpoint.load_tensors(data)).load()
+            unpickler = _Unpickler(file, checkpoint.load_tensors(data))
+            content = unpickler.load()
     except (ImportError, AttributeError) as error:
-        raise SavedRunError(
-            f"{run_dir}: the model cannot be made: {error}. The file that defines it was imported "
-            f"from {', '.join(manifest['import_paths']) or 'PYTHONPATH'}; put it there or on "
-            "PYTHONPATH"
-        ) from error
+        way_out = (
+            "It was defined in a script that ran itself: load it from there, or define it in a "
+            "module that the script imports"
+            if "__main__" in str(error)
+            else "The file that defines it was imported from "
+            f"{', '.join(manifest['import_paths']) or 'PYTHONPATH'}; put it there or on PYTHONPATH"
+        )
+        raise SavedRunError(f"{run_dir}: the model cannot be made: {error}. {way_out}") from error
+    for name in unpickler.modules:
+        _require_own(name, manifest["import_paths"], run_dir)
     client = embedded(content["plan"])
     checkpoint.restore(manifest, data, client)
     schema = manifest["schema"]
@@ -131,6 +180,7 @@ def load(run_dir: str | Path) -> SavedRun:
         predict_with=content["predict"],
         label=content["label"],
         schema=None if schema is None else Schema.from_dict(schema),
+        text=manifest.get("text", {}),
     )
 
 
@@ -140,7 +190,7 @@ class SavedRun:
 
     `model` reads its rows from `client`'s tables; an id that was never trained on has its initial
     row. `schema` reads files and frames as the training data was read; None for a Source that has
-    none.
+    none. `text`: settings of `Files` that its files were read with.
     """
 
     model: torch.nn.Module
@@ -149,6 +199,7 @@ class SavedRun:
     predict_with: Predict
     label: str | None
     schema: Schema | None
+    text: Mapping[str, Any]
 
     def predict(self, batch: Batch) -> np.ndarray[Any, Any]:
         """The scores [batch] of a batch."""
@@ -164,8 +215,17 @@ class SavedRun:
         """AUC, bucketed AUC, logloss and COPC over batches that have labels."""
         return evaluate(self.model, batches, self.predict_with, self.label)
 
-    def reading(self, *, labels: bool) -> Schema:
-        """The schema to read a file by, without labels and weights to predict. DataError."""
+    def files(self, paths: Sequence[str | Path], *, batch_size: int, labels: bool) -> Files:
+        """Files like those of the training data; without `labels` and weights, to predict.
+
+        Raises DataError where the training data had no schema.
+        """
+        settings = dict(self.text)
+        if not _are_unknown(paths):  # of the formats of their own suffixes
+            settings["format"] = None
+        return Files(paths, self._reading(labels=labels), batch_size=batch_size, **settings)
+
+    def _reading(self, *, labels: bool) -> Schema:
         if self.schema is None:
             raise DataError(
                 "this run was trained on a Source without a schema, so a file cannot be read as "
@@ -176,16 +236,40 @@ class SavedRun:
         return Schema(features=self.schema.features, dense=self.schema.dense)
 
 
-def _import_paths(model: torch.nn.Module, predict: Predict) -> list[str]:
-    """The folders that hold the modules which define the model and are not installed."""
-    names = {type(module).__module__ for module in model.modules()} | {predict.__module__}
+def _are_unknown(paths: Sequence[str | Path]) -> bool:
+    """Whether some of these are files whose suffix names no format."""
+    try:
+        for path in map(Path, paths):
+            if path.is_file():
+                format_of(path)
+    except DataError:
+        return True
+    return False
+
+
+def _require_own(name: str, paths: Sequence[str], run_dir: str | Path) -> None:
+    """Refuse a module of another folder that hides the run's own of the same name."""
+    for root in _import_paths([name]):
+        own = [Path(path, *name.split(".")) for path in paths if root not in paths]
+        for path in own:
+            if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+                raise SavedRunError(
+                    f"{run_dir}: its model is defined in {path}, and this process has imported "
+                    f"another module {name!r} from {root}; load the run in a process of its own"
+                )
+
+
+def _import_paths(names: Iterable[str]) -> list[str]:
+    """The folders that hold those of these modules which are not installed."""
     folders = set()
     for name in names:
+        top = name.partition(".")[0]
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file is None or "site-packages" in file or name.startswith("downpour."):
+        if file is None or top in sys.stdlib_module_names or top == "downpour":
             continue
-        root = Path(file).resolve().parent
-        for _ in range(name.count(".")):
-            root = root.parent
-        folders.add(str(root))
+        path = Path(file).resolve()
+        if "site-packages" in path.parts or "dist-packages" in path.parts:
+            continue
+        up = name.count(".") + (path.name == "__init__.py")
+        folders.add(str(path.parents[up]))
     return sorted(folders)

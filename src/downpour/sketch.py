@@ -11,16 +11,20 @@ from downpour.jit import kernel
 BITS = 13
 SIZE = 1 << BITS
 INDEX_SHIFT, BITS_SHIFT, TOP = np.uint64(64 - BITS), np.uint64(BITS), np.uint64(1 << 63)
-GOLDEN, MIX, HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(31)
 ONE = np.uint64(1)
+# SplitMix64 (Steele et al. 2014): every bit of a key moves every bit of its hash.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_A, MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+SHIFT_A, SHIFT_B, SHIFT_C = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 @kernel
 def _add(keys: np.ndarray, registers: np.ndarray) -> None:
     for i in range(keys.size):
-        mixed = (keys[i] + GOLDEN) * MIX
-        mixed = (mixed ^ (mixed >> HALF)) * GOLDEN
-        mixed ^= mixed >> HALF
+        mixed = keys[i] + GOLDEN
+        mixed = (mixed ^ (mixed >> SHIFT_A)) * MIX_A
+        mixed = (mixed ^ (mixed >> SHIFT_B)) * MIX_B
+        mixed ^= mixed >> SHIFT_C
         rest = mixed << BITS_SHIFT
         rank = 1
         while rest & TOP == 0 and rank <= 64 - BITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from typing import TYPE_CHECKING, Self
@@ -40,4 +41,8 @@ class Stopping:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
-        self._say("stopping after this step; what was trained is kept (Ctrl-C again: stop at once)")
+        with contextlib.suppress(RuntimeError):  # the signal came amidst another line
+            self._say(
+                "stopping after this step; what was trained is kept (Ctrl-C again: stop at once, "
+                "and keep nothing)"
+            )

@@ -14,6 +14,7 @@ from downpour.errors import SettingError
 from downpour.run import Run
 
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
     from types import ModuleType
 
 MODEL_SEED = 0
@@ -26,6 +27,8 @@ def load_run(target: str) -> Run:
     the call, so that a model starts from the same weights each time. Raises SettingError.
     """
     where, _, name = target.partition(":")
+    if not where:
+        raise SettingError(f"{target!r} names no file or module; give FILE or FILE:FUNCTION")
     module = _load(where)
     function = getattr(module, name or "run", None)
     if not callable(function):
@@ -45,11 +48,12 @@ def _load(where: str) -> ModuleType:
         return _load_file(Path(where))
     if "" not in sys.path:
         sys.path.insert(0, "")
+    importlib.invalidate_caches()
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
-        if error.name is None or not where.startswith(error.name):
-            raise
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # a module that is there imports one that is not
         raise SettingError(f"no module {where!r}; for a file say {where}.py") from error
 
 
@@ -57,16 +61,24 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise SettingError(f"there is no file {path}")
     path = path.resolve()
+    if "." in path.stem:
+        raise SettingError(f"{path.name} cannot be imported: a module's name has no dot; rename it")
     add_import_path(path.parent)
     loaded = sys.modules.get(path.stem)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+    if loaded is not None and _is_of(loaded.__spec__, path):
         return loaded
-    if loaded is not None or importlib.util.find_spec(path.stem).origin != str(path):  # type: ignore[union-attr]
+    importlib.invalidate_caches()
+    if loaded is not None or not _is_of(importlib.util.find_spec(path.stem), path):
         raise SettingError(
             f"{path.name} cannot be imported as {path.stem!r}: a module of that name is there "
             "already; rename the file"
         )
     return importlib.import_module(path.stem)
+
+
+def _is_of(spec: ModuleSpec | None, path: Path) -> bool:
+    """Whether a module is that of a file."""
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
 
 
 def add_import_path(folder: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +27,13 @@ from downpour.metrics import require_binary
 from downpour.plan.minimize import named_losses
 from downpour.progress import Progress
 from downpour.report import write_report
+from downpour.sketch import DistinctCount
 from downpour.stopping import Stopping
-from downpour.tables import TableStats
+from downpour.tables import TableStats, kernels
 from downpour.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from rich.console import Console
 
@@ -50,6 +54,8 @@ class _Epoch:
     samples: int = 0
     losses: dict[str, float] = field(default_factory=dict)  # sums, weighted by samples
     evaluated_s: float = 0.0
+    results: dict[str, Any] | None = None  # of the last evaluation in it
+    evaluated_at: int = 0  # the global step of that
 
     def summary(self) -> dict[str, Any]:
         """The epoch as metrics.json has it; `loss` is the mean over samples of the losses' sum."""
@@ -95,28 +101,34 @@ class Trainer:
         self._programs = list(named_losses(run.losses))
         self._early = _EarlyStopper(run.early_stop)
         self._events: EventWriter | None = None
+        self._epoch: _Epoch | None = None  # the one under way
+        self._rows = 0
         self._stopped: str | None = None
 
     def train(self) -> dict[str, Any]:
         """Train to the end, to the early stop, or to Ctrl-C; gives what metrics.json holds.
 
         Raises what the data, the model or the tables raise; what was trained until then is kept,
-        and `stopped` says so.
+        and `stopped` says so. A second Ctrl-C is a KeyboardInterrupt, and keeps no model.
         """
         self._open_folder()
         torch.manual_seed(self.run.seed)
         with self.progress, Stopping(self.progress.say) as stopping:
             try:
+                self._warm()
                 for number in range(1, self.run.epochs + 1):
                     self._train_epoch(number, stopping)
                     if self._stopped:
                         break
                 self._stopped = self._stopped or "finished"
-            except BaseException as error:
-                self._stopped = f"failed: {type(error).__name__}: {error}"
+            except KeyboardInterrupt:
+                self._stopped = "failed: KeyboardInterrupt: stopped at once, no model was kept"
+                self._close(keep=False)
                 raise
-            finally:
-                self._close()
+            except Exception as error:
+                self._fail(error)
+                raise
+            self._close()
         return self.metrics()
 
     def metrics(self) -> dict[str, Any]:
@@ -124,46 +136,45 @@ class Trainer:
         return self.history.metrics(stopped=self._stopped, phases_s=self.worker.phases_s)
 
     def _train_epoch(self, number: int, stopping: Stopping) -> None:
-        epoch = _Epoch(number)
+        epoch = self._epoch = _Epoch(number)
         self.progress.start_epoch(number, num_steps=self.run.data.num_batches())
         self.run.model.train()
-        for batch, following in self._batches(number - 1):
-            self._step(epoch, batch, following)
-            if stopping.requested:
-                self._stopped = "interrupted"
-                break
-            every = self.run.eval_every
-            if every and self.history.step % every == 0 and self._evaluate(epoch):
-                self._stopped = "early_stop"
-                break
+        with contextlib.closing(self._batches(number - 1)) as batches:
+            for batch, following in batches:
+                self._step(epoch, batch, following)
+                if stopping.requested:
+                    self._stopped = "interrupted"
+                    break
+                every = self.run.eval_every
+                if every and self.history.step % every == 0 and self._evaluate(epoch):
+                    self._stopped = "early_stop"
+                    break
         if epoch.samples == 0:
             raise DataError(
                 f"trained on nothing: epoch {number} of {self.run.data!r} gave no sample"
             )
-        self.worker.flush()
+        self.worker.flush()  # a window ends with its epoch, however often there is an evaluation
         self.worker.pull_dense()
         self._end_epoch(epoch)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
+    def _batches(self, epoch: int) -> Generator[tuple[Batch, Batch | None]]:
         """Each batch with the one after it; a thread reads them, and counts their keys."""
 
-        def read() -> Iterator[Batch]:
+        def read() -> Generator[Batch]:
             for batch in self.run.data.batches(epoch):
-                self._check(batch)
-                self.history.count_features(batch)
-                yield batch
+                if batch.size:
+                    self._check(batch)
+                    self.history.count_features(batch)
+                    yield batch
 
-        batches = read_ahead(read())
-        try:
+        with contextlib.closing(read_ahead(read())) as batches:
             current = self._next(batches)
             while current is not None:
                 following = self._next(batches)
                 yield current, following
                 current = following
-        finally:
-            batches.close()  # type: ignore[attr-defined]
 
-    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+    def _next(self, batches: Generator[Batch]) -> Batch | None:
         start = time.perf_counter()
         batch = next(batches, None)
         self.worker.phases_s["read"] += time.perf_counter() - start
@@ -172,11 +183,10 @@ class Trainer:
     def _check(self, batch: Batch) -> None:
         """Labels that evaluation will read must be 0 or 1 in training, too."""
         if self.run.eval_data is not None:
-            require_binary(label_of(batch, self.run.label).numpy(), "training data")
+            who = "training data" + (f", label {self.run.label!r}" if self.run.label else "")
+            require_binary(label_of(batch, self.run.label).numpy(), who)
 
     def _step(self, epoch: _Epoch, batch: Batch, following: Batch | None) -> None:
-        if batch.size == 0:
-            return
         start = time.perf_counter()
         total = 0.0
         for place, program in enumerate(self._programs):
@@ -206,40 +216,52 @@ class Trainer:
         summary = epoch.summary()
         if self._stopped is None and self._evaluate(epoch):
             self._stopped = "early_stop"
-        if self.history.final:
-            summary["eval"] = self.history.final
-        self.history.add_epoch(summary)
+        self._epoch = None
+        self.history.add_epoch(summary | ({"eval": epoch.results} if epoch.results else {}))
         results = {
             name: value
-            for name, value in self.history.final.items()
+            for name, value in (epoch.results or {}).items()
             if name not in ("auc_bucketed", "samples", "seconds")
         }
         self.progress.end_epoch(seconds=summary["seconds"], loss=summary["loss"], results=results)
         self._write_metrics()
 
     def _evaluate(self, epoch: _Epoch) -> bool:
-        """Evaluate as the run says; whether it is time to stop early."""
-        run, start = self.run, time.perf_counter()
-        if run.eval_data is None and run.evaluate is None:
+        """Evaluate as the run says, once a step; whether it is time to stop early."""
+        run, phases, start = self.run, self.worker.phases_s, time.perf_counter()
+        if (run.eval_data is None and run.evaluate is None) or self._is_evaluated(epoch):
             return False
         self.progress.start_evaluation()
-        self.worker.flush()
+        pulled_s = phases["pull"]
         self.worker.pull_dense()
         evaluation = Evaluation(results={}, samples=0, seconds=0.0)
         if run.eval_data is not None:
-            batches = read_ahead(run.eval_data.batches(0))
-            evaluation = evaluate(run.model, batches, run.predict, run.label)
-        if run.evaluate is not None:
-            with inference(run.model):
-                own = run.evaluate(run.model)
-            evaluation.results.update({name: float(value) for name, value in own.items()})
-        epoch.evaluated_s += time.perf_counter() - start
-        self.worker.phases_s["evaluate"] += time.perf_counter() - start
+            with contextlib.closing(read_ahead(run.eval_data.batches(0))) as batches:
+                evaluation = evaluate(run.model, batches, run.predict, run.label)
+        evaluation.results.update(self._own_results())
+        seconds = time.perf_counter() - start
+        epoch.evaluated_s += seconds
+        phases["evaluate"] += seconds
+        phases["pull"] = pulled_s  # what was pulled meanwhile is in the evaluation's time
         self.history.add_evaluation(evaluation)
+        epoch.results, epoch.evaluated_at = self.history.final, self.history.step
         if self._events is not None:
             scalars = {f"eval/{name}": value for name, value in evaluation.results.items()}
             self._events.scalars(self.history.step, scalars)
         return self._early.is_time(evaluation.results)
+
+    def _is_evaluated(self, epoch: _Epoch) -> bool:
+        return epoch.evaluated_at == self.history.step
+
+    def _own_results(self) -> dict[str, float | None]:
+        if self.run.evaluate is None:
+            return {}
+        with inference(self.run.model):
+            own: object = self.run.evaluate(self.run.model)
+        if not isinstance(own, Mapping):
+            raise SettingError(f"Run.evaluate must give a dict of numbers by name, got {own!r}")
+        values = {str(name): float(value) for name, value in own.items()}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
     def _open_folder(self) -> None:
         if self.folder is None:
@@ -249,15 +271,47 @@ class Trainer:
         write_whole(self.folder / run_folder.PLAN, f"{self.plan}\n")
         self._events = EventWriter(self.folder / run_folder.EVENTS)
 
-    def _close(self) -> None:
-        """Keep what was trained, also after an error."""
+    def _warm(self) -> None:
+        """Compile or load the kernels of a step, so that no epoch's time has that in it."""
+        start = time.perf_counter()
+        with embedded(self.plan) as client:
+            for spec in self.plan.sparse:
+                located = client.locate(spec.name, np.zeros(1, np.uint64), create=True)
+                client.update(located, np.zeros_like(client.read(located)))
+            for block in self.plan.dense:
+                grad = np.zeros(block.size, block.dtype)
+                client.push_dense(block.name, grad, [section.name for section in block.sections])
+        DistinctCount().add(np.zeros(1, np.uint64))
+        self.worker.phases_s["compile"] += time.perf_counter() - start
+
+    def _fail(self, error: Exception) -> None:
+        """Keep what was trained before an error, and say so."""
+        self._stopped = f"failed: {type(error).__name__}: {error}"
+        if self._epoch is not None and self._epoch.steps:
+            summary, results = self._epoch.summary(), self._epoch.results
+            self.history.add_epoch(summary | ({"eval": results} if results else {}))
+        self._look_at_tables()
+        self._close()
+        if self.folder is not None and self.history.step:
+            error.add_note(f"what was trained until then is kept in {self.folder}/")
+
+    def _close(self, *, keep: bool = True) -> None:
+        """End the threads and write what is left to write: the model as well, if `keep`."""
         self.worker.close()
         self.worker.pull_dense()
         if self._events is not None:
             self._events.close()
-        if self.folder is not None and self.history.step:
-            saved.save(self.folder, self.run, self.plan, self.client)
+        if self.folder is None:
+            return
+        try:
+            if keep and self.history.step:
+                saved.save(self.folder, self.run, self.plan, self.client)
+        except BaseException as error:
+            self._stopped = f"failed: no model was kept: {type(error).__name__}: {error}"
+            raise
+        finally:
             self._write_metrics()
+        if keep:
             write_report(self.folder)
 
     def _write_metrics(self) -> None:
@@ -288,6 +342,14 @@ class _EarlyStopper:
         self._worse = 0 if score > self._best else self._worse + 1
         self._best = max(self._best, score)
         return self._worse >= self._rule.patience
+
+
+def is_compiled() -> bool:
+    """Whether this machine has compiled the kernels before."""
+    kernel: Any = kernels.pull  # of its file's kernels, the one that calls most of them
+    code = kernel.py_func.__code__
+    index = f"*.{code.co_name}-{code.co_firstlineno}.*.nbi"
+    return any(Path(kernel.stats.cache_path).glob(index))
 
 
 def make_plan(run: Run) -> Plan:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Generator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 T = TypeVar("T")
 POLL_S = 0.1
 
 
-def read_ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def read_ahead(items: Iterable[T], depth: int = 2) -> Generator[T]:
     """Give `items` in their order; a thread reads up to `depth` of them ahead.
 
     An error of the reader is raised here, after the items before it. Who stops early, by closing
@@ -39,6 +40,9 @@ def read_ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
             put("end")
         except BaseException as error:  # noqa: BLE001 (raised again on the other side)
             put("error", error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
     thread = threading.Thread(target=read, name="downpour-read", daemon=True)
     thread.start()

@@ -29,19 +29,24 @@ STOPPED = {
     "early_stop": ("Early stop", "Stopped after {time}, as evaluation no longer improved"),
     "interrupted": ("Interrupted", "Interrupted after {time}; what was trained is kept"),
 }
+FAILED = "failed: "
 
 
 def status(metrics: Metrics) -> tuple[str, str]:
     """How the run ended, in a word and in a sentence with its size."""
-    word, how = STOPPED.get(str(metrics.get("stopped")), ("Unknown end", "Trained for {time}"))
+    stopped = str(metrics.get("stopped"))
+    word, how = STOPPED.get(stopped, ("Unknown end", "Trained for {time}"))
+    why = ""
+    if stopped.startswith(FAILED):
+        word, how, why = "Failed", "Failed after {time}", f" {stopped.removeprefix(FAILED)}"
     epochs = epochs_of(metrics)
     if not epochs:
-        return word, "Not one epoch was finished."
+        return word, f"Not one epoch was finished.{why}"
     steps, samples, seconds = (
         epoch_total(metrics, name) for name in ("steps", "samples", "seconds")
     )
     sizes = f"{plural(len(epochs), 'epoch')}, {plural(steps, 'step')}, {plural(samples, 'sample')}"
-    return word, f"{how.format(time=seconds_text(seconds))}: {sizes}."
+    return word, f"{how.format(time=seconds_text(seconds))}: {sizes}.{why}"
 
 
 def key_figures(metrics: Metrics) -> list[KeyFigure]:
