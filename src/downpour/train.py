@@ -298,7 +298,6 @@ class Trainer:
     def _close(self, *, keep: bool = True) -> None:
         """End the threads and write what is left to write: the model as well, if `keep`."""
         self.worker.close()
-        self.worker.pull_dense()
         if self._events is not None:
             self._events.close()
         if self.folder is None:

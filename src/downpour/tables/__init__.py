@@ -2,7 +2,8 @@
 
 from downpour.tables.batches import dedup, partition, segment_sum, shard_of
 from downpour.tables.dense import DenseTable, Section, sections_of
-from downpour.tables.sparse import SparseTable, TableStats
+from downpour.tables.sparse import SparseTable
+from downpour.tables.stats import TableStats
 
 __all__ = [
     "DenseTable",
