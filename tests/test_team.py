@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from downpour.team import share, with_torch_threads
+from downpour.team import Chore, alongside, share, with_torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +56,59 @@ def test_an_error_comes_back_after_all_have_ended() -> None:
     with with_torch_threads():
         share(lambda start, stop: ended.append(start), 8, least=4)  # and it goes on
     assert ended
+
+
+def counting(done: list[int], stages: int) -> Generator[None, None, str]:
+    for stage in range(stages):
+        done.append(stage)
+        yield
+    return "result"
+
+
+def test_a_chore_advances_alongside_and_gives_its_result() -> None:
+    done: list[int] = []
+    worked: list[int] = []
+    first, second = Chore(counting(done, 2)), Chore(counting(done, 1))
+    with with_torch_threads([first, second]):
+        for number in range(3):
+            alongside(lambda number=number: worked.append(number))  # type: ignore[misc]
+    assert worked == [0, 1, 2]
+    assert done == [0, 1]  # the third call found that no stage was left
+    assert first.is_done
+    assert not second.is_done
+    assert first.result() == second.result() == "result"
+    assert done == [0, 1, 0]
+
+
+def test_alongside_without_torch_threads_only_works() -> None:
+    done: list[int] = []
+    worked: list[int] = []
+    with with_torch_threads([Chore(counting(done, 1))]):
+        pass
+    alongside(lambda: worked.append(0))
+    torch.set_num_threads(1)
+    with with_torch_threads([Chore(counting(done, 1))]):
+        alongside(lambda: worked.append(1))
+    assert worked == [0, 1]
+    assert not done
+
+
+def test_what_a_chore_raises_waits_for_its_result() -> None:
+    def failing() -> Generator[None, None, None]:
+        raise ValueError("of a chore")
+        yield
+
+    chore = Chore(failing())
+    with with_torch_threads([chore]):
+        alongside(lambda: None)
+    assert chore.is_done
+    for _ in range(2):
+        with pytest.raises(ValueError, match="of a chore"):
+            chore.result()
+
+
+def test_work_may_share_inside_alongside() -> None:
+    done: list[tuple[int, int]] = []
+    with with_torch_threads([Chore(counting([], 1))]):
+        alongside(lambda: share(lambda start, stop: done.append((start, stop)), 8, least=4))
+    assert sorted(place for start, stop in done for place in range(start, stop)) == [*range(8)]

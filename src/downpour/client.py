@@ -15,7 +15,7 @@ from downpour.tables.batches import is_finite, segment_sum
 from downpour.transport import SparseState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -109,18 +109,6 @@ class Client:
             for i, server in enumerate(self.servers)
         )
         return Located(table, keys, rows, order, ends)
-
-    def locate_in_stages(
-        self, table: str, keys: Keys, *, create: bool
-    ) -> Generator[None, None, Located]:
-        """As `locate`; a stage for each half of the keys where there is one server."""
-        if len(self.servers) > 1:
-            return self.locate(table, keys, create=create)
-        rows = []
-        for half in np.array_split(keys, 2):
-            rows.append(self.servers[0].locate(table, half, create=create))
-            yield
-        return Located(table, keys, (np.concatenate(rows),))
 
     def read(self, located: Located) -> Floats:
         """The rows as of now, [n, dim]."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from downpour.nn import sparse_embeddings
 from downpour.parameters import DenseBlock, dense_parameters
 from downpour.plan.program import Compute, PullDense, PullSparse, PushDense, PushSparse
 from downpour.tables.batches import dedup, is_finite, segment_sum
-from downpour.team import Chore, alongside, with_torch_threads
+from downpour.team import Chore, with_torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -117,9 +116,11 @@ class Worker:
         self.pull_dense()
 
     def prefetch(self, program: str, batch: Batch) -> None:
-        """Let the rows of a later step's batch be found while others compute.
+        """Let the rows of a later step's batch be found during the steps before it.
 
-        Their values are read in that step, after all that came before it has been pushed. Steps are
+        By those of torch's threads that have nothing to do meanwhile; a thread of our own would
+        take its time from the model. What is not found by then is found at the start of its step.
+        The values are read in that step, after all that came before it has been pushed. Steps are
         expected in the order of these calls.
         """
         ops = self._pulls(program)
@@ -188,8 +189,9 @@ class Worker:
         for op in ops:
             keys = table_keys(self.plan.sparse_table(op.table), op.features, batch)
             yield
-            located = yield from self.client.locate_in_stages(op.table, keys.unique, create=True)
+            located = self.client.locate(op.table, keys.unique, create=True)
             lookups.append(Lookup(op, keys, located))
+            yield
         return lookups
 
     def _look_up_one(self, op: PullSparse, batch: Batch, *, create: bool) -> Lookup:
@@ -236,12 +238,9 @@ class Worker:
     def _pulled(self, lookup: Lookup, *, requires_grad: bool) -> torch.Tensor:
         if lookup.rows is None:
             with self._timed("pull"):
-                alongside(partial(self._read, lookup))
+                lookup.rows = torch.from_numpy(self.client.read(lookup.located))
                 lookup.rows.requires_grad_(requires_grad)
         return lookup.rows
-
-    def _read(self, lookup: Lookup) -> None:
-        lookup.rows = torch.from_numpy(self.client.read(lookup.located))
 
     def _run(self, op: Op, work: _Step) -> None:
         match op:
