@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore")  # deprecations inside the two packages, hundreds of lines
 
 
-class TorchRecSide(DenseSide):
+class TorchRecSide(DenseSide, ABC):
     """What both ways share: the dense side of plain PyTorch, and ids feature after feature.
 
     That is the layout of a KeyedJaggedTensor; the table takes it without a conversion.
@@ -28,9 +29,9 @@ class TorchRecSide(DenseSide):
         ids = torch.from_numpy(batches.ids)  # [num_batches, batch_size, num_features]
         self.values = ids.transpose(1, 2).reshape(job.num_batches, -1)
 
+    @abstractmethod
     def lookup(self, index: int) -> Tensor:
         """Pooled rows [batch_size, num_features * dim]."""
-        raise NotImplementedError
 
     def step(self, index: int) -> float:
         self.adam.zero_grad()

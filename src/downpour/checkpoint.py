@@ -22,6 +22,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from downpour.errors import SavedRunError
+from downpour.plan.program import plan_name
 from downpour.transport import DenseState, SparseState
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ def _tensors(
     plan: Plan, model: torch.nn.Module, dense: Mapping[str, DenseState]
 ) -> dict[str, torch.Tensor]:
     """All that is not in rows. Parameters that no loss reaches are the model's own."""
-    parts = {f"parameter/{plain(name)}": p.detach() for name, p in model.named_parameters()}
-    parts |= {f"buffer/{plain(name)}": value for name, value in model.named_buffers()}
+    parts = {f"parameter/{plan_name(name)}": p.detach() for name, p in model.named_parameters()}
+    parts |= {f"buffer/{plan_name(name)}": value for name, value in model.named_buffers()}
     for spec in plan.dense:
         table = dense[spec.name]
         for section in spec.sections:
@@ -224,11 +225,6 @@ def _read_rows(saved: Mapping[str, Any], data: Path, spec: SparseTableSpec) -> S
 
 def _lists(floats: np.ndarray[Any, Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(floats.reshape(-1)), floats.shape[1])
-
-
-def plain(name: str) -> str:
-    """A tensor's name without what torch.compile puts into it."""
-    return name.replace("_orig_mod.", "")
 
 
 def _is_named(manifest: Path, data: Path) -> bool:

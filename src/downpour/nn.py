@@ -11,6 +11,7 @@ from torch._compile import _disable_dynamo
 
 from downpour.errors import DataError, PlanError, SettingError
 from downpour.init import Uniform
+from downpour.plan.program import plan_name
 from downpour.pooling import BagLayout, pool
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def sparse_embeddings(model: torch.nn.Module) -> Iterator[SparseEmbedding]:
     for name, module in model.named_modules():
         if isinstance(module, SparseEmbedding):
             if module.table is None:
-                module.table = name.replace("_orig_mod.", "") or "embedding"
+                module.table = plan_name(name) or "embedding"
             yield module
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from downpour.errors import NonFiniteError, PlanError
+from downpour.plan.program import plan_name
 from downpour.tables.batches import is_finite
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def dense_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """A model's parameters by the names that plans use; a tied one under its first name."""
-    return {name.replace("_orig_mod.", ""): p for name, p in model.named_parameters()}
+    return {plan_name(name): p for name, p in model.named_parameters()}
 
 
 class DenseBlock:

@@ -18,6 +18,7 @@ from downpour.data import Files, Schema
 from downpour.data.paths import format_of
 from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
+from downpour.plan.program import plan_name
 from downpour.target import add_import_path
 from downpour.worker import Worker
 
@@ -45,11 +46,11 @@ class _Pickler(pickle.Pickler):
         super().__init__(file)
         self.modules: set[str] = set()
         self._named = {
-            id(p): ("parameter", checkpoint.plain(name), p.requires_grad)
+            id(p): ("parameter", plan_name(name), p.requires_grad)
             for name, p in model.named_parameters()
         }
         self._named |= {
-            id(b): ("buffer", checkpoint.plain(name), False) for name, b in model.named_buffers()
+            id(b): ("buffer", plan_name(name), False) for name, b in model.named_buffers()
         }
 
     def persistent_id(self, obj: object) -> tuple[str, str, bool] | None:

@@ -16,6 +16,7 @@ import torch
 from downpour.errors import NonFiniteError, PlanError
 from downpour.lookup import joined_keys, table_keys
 from downpour.nn import sparse_embeddings
+from downpour.plan.program import plan_name
 from downpour.tables import SparseTable
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def discover(
             with torch.autograd.set_detect_anomaly(False):
                 torch.autograd.backward(value, torch.full_like(value, torch.nan))
         parameters = tuple(
-            sorted(_plain(key) for key, p in model.named_parameters() if p.grad is not None)
+            sorted(plan_name(key) for key, p in model.named_parameters() if p.grad is not None)
         )
         read, learned = _by_table(source.lookups)
     if not parameters and not learned:
@@ -161,11 +162,6 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def _plain(parameter: str) -> str:
-    """A parameter's name without what torch.compile puts before it."""
-    return parameter.replace("_orig_mod.", "")
 
 
 @contextlib.contextmanager

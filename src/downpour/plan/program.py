@@ -172,6 +172,11 @@ class Plan:
         return "\n".join(_lines(self))
 
 
+def plan_name(name: str) -> str:
+    """What plans call a module, parameter or buffer: its name without what torch.compile adds."""
+    return name.replace("_orig_mod.", "")
+
+
 def _named(specs: tuple[Spec, ...], name: str, kind: str) -> Spec:
     for spec in specs:
         if spec.name == name:
