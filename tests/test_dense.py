@@ -126,6 +126,26 @@ def test_adam_d2sum_worked_by_hand() -> None:
     np.testing.assert_allclose(table.export()[1]["w"], [1.5, 6.0, -1.5], rtol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_summary_is_a_decayed_sum(dtype: str) -> None:
+    # DSummary of the same file
+    table = make_table(rules.Summary(0.75), dtype)
+    expected = table.pull()
+    for step, (g, _) in enumerate(steps(0), start=1):
+        expected = np.dtype(dtype).type(0.75) * expected + g.astype(dtype)
+        table.push(g.astype(dtype), step=step, lr=float(step))  # which it does not read
+    np.testing.assert_array_equal(table.pull(), expected)
+    assert table.num_bytes == expected.nbytes
+
+
+def test_summary_leaves_what_nothing_was_pushed_for() -> None:
+    table = make_table(rules.Summary(0.5))
+    before = table.pull()
+    table.push(np.zeros(SIZE), step=1, lr=1.0, names=["layer.bias"])
+    np.testing.assert_array_equal(table.pull()[:12], before[:12])
+    np.testing.assert_array_equal(table.view("layer.bias"), before[12:16] / 2)
+
+
 def test_ftrl_on_dense_is_ftrl_on_rows() -> None:
     table = make_table(rules.Ftrl(0.1, l1=0.2))
     weight, state = table.pull(), np.zeros(2 * SIZE)

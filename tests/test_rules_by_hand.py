@@ -10,7 +10,8 @@ import pytest
 
 from downpour import rules
 from downpour.accessor import EmbeddingAccessor
-from downpour.tables import SparseTable
+from downpour.errors import SettingError
+from downpour.tables import DenseTable, SparseTable, sections_of
 
 # One row of two weights, 1 and -2, pushed the gradients (0.6, -0.8) and (0.3, 0.4); worked by hand.
 # Mean squares: 0.5, then 0.125. Moments of the two steps with b1 = 0.5, b2 = 0.75, so that the
@@ -71,3 +72,33 @@ def test_equals_two_steps_worked_by_hand(name: str) -> None:
         table.push(key, np.array([grad]), step=step, lr=rule.lr)
     np.testing.assert_allclose(table.pull(key)[0], weights, rtol=1e-12)
     np.testing.assert_allclose(table.export()[2][0], state, rtol=1e-12, atol=1e-15)
+
+
+def test_summary_equals_two_steps_worked_by_hand() -> None:
+    table = DenseTable("table", sections_of({"size": (2,)}), rules.Summary(0.5), "float64")
+    table.set(np.array([1.0, -2.0]))
+    for step, grad in enumerate([[0.6, -0.8], [0.3, 0.4]], start=1):
+        table.push(np.array(grad), step=step, lr=1.0)
+    np.testing.assert_allclose(table.pull(), [0.25 + 0.3 + 0.3, -0.5 - 0.4 + 0.4], rtol=1e-15)
+
+
+def test_a_plain_sum_forgets_nothing() -> None:
+    table = DenseTable("table", sections_of({"size": (1,)}), rules.Summary(1.0))
+    for step in range(1, 1001):
+        table.push(np.ones(1, np.float32), step=step, lr=1.0)
+    assert table.pull().tolist() == [1000.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": 0.0}, "Summary.decay must be a finite number > 0.0, got 0.0"),
+        ({"decay": 1.5}, "Summary.decay must be at most 1, got 1.5"),
+        ({"batch_l2": 0.1}, "Summary.batch_l2 must not be set, got 0.1"),
+        ({"weight_decay": 0.1}, "Summary.weight_decay must not be set"),
+        ({"schedule": abs}, "Summary.schedule must not be set"),
+    ],
+)
+def test_settings_that_a_sum_has_no_use_for_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        rules.Summary(**settings)

@@ -12,7 +12,7 @@ from downpour.accessor import EmbeddingAccessor
 from downpour.errors import TableError
 from downpour.rules import SGD, Adagrad
 from downpour.tables import SparseTable, kernels
-from downpour.tables import sparse as sparse_module
+from downpour.tables import keyed as keyed_module
 from downpour.tables.arena import Arena
 from downpour.tables.pages import HUGE_PAGE, Pages
 
@@ -98,7 +98,7 @@ def test_pages_are_zero_aligned_and_given_back() -> None:
 def test_a_full_shard_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = np.arange(2000, dtype=np.uint64)
     expected = make_table().pull(keys)
-    monkeypatch.setattr(sparse_module, "MAX_ROWS", 1000)
+    monkeypatch.setattr(keyed_module, "MAX_ROWS", 1000)
     table = make_table()
     with pytest.raises(TableError, match="at most 1000 rows: use more shards"):
         table.locate(keys, create=True)

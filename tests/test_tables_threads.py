@@ -103,7 +103,7 @@ def test_rows_located_a_batch_ahead_on_another_thread_are_the_serial_ones(
     for step, keys in enumerate(batches, start=1):
         move(serial, keys, serial.locate(keys, create=True), step)
     assert serial.stats().growths > 5
-    assert len(ahead._arena._chunks) == 240_000 // 1024 + 1
+    assert len(ahead._rows._arena._chunks) == 240_000 // 1024 + 1
     same_bits(ahead.export(), serial.export())
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from downpour.errors import SettingError
+from downpour.settings import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,5 +66,5 @@ def _sum_of_squares(grad: NDArray[np.floating]) -> float:
 
 
 def _check_positive(name: str, value: object) -> None:
-    if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
+    if not (is_number(value) and value > 0):
         raise SettingError(f"{name} must be a finite number above 0, got {value!r}")

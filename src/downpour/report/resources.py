@@ -19,7 +19,6 @@ from downpour.report.values import (
     NOTHING,
     Point,
     bytes_text,
-    bytes_unit,
     compact_text,
     count_text,
     mapping,
@@ -30,6 +29,7 @@ from downpour.report.values import (
     ratio,
     seconds_text,
 )
+from downpour.sizes import bytes_unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

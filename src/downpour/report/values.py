@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from downpour import sizes
+
 NOTHING = "\N{EN DASH}"
 LARGEST = 1e300
 Point = tuple[float, float]
@@ -104,20 +106,9 @@ def seconds_text(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def bytes_unit(largest: float) -> tuple[float, str]:
-    """The size and name of the unit in which `largest` bytes read well."""
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if largest >= size:
-            return float(size), unit
-    return 1.0, "bytes"
-
-
 def bytes_text(value: float | None) -> str:
     """1.25 MiB"""
-    if value is None:
-        return NOTHING
-    size, unit = bytes_unit(value)
-    return f"{count_text(value / size) if value / size >= 100 else f'{value / size:.3g}'} {unit}"
+    return NOTHING if value is None else sizes.bytes_text(value)
 
 
 def flat_pairs(value: object, prefix: str = "") -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from downpour.rules.adam_d2sum import AdamD2Sum
 from downpour.rules.base import BaseRule, Rule
 from downpour.rules.ftrl import Ftrl
 from downpour.rules.sgd import SGD
+from downpour.rules.summary import Summary
 
 __all__ = [
     "SGD",
@@ -19,4 +20,5 @@ __all__ = [
     "RowwiseAdagrad",
     "Rule",
     "SharedAdam",
+    "Summary",
 ]

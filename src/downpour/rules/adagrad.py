@@ -59,6 +59,8 @@ class Adagrad(BaseRule):
     S <- S + g^2; w <- w - lr / (1 + (step - 1) * lr_decay) * g / (sqrt(S) + eps).
     """
 
+    takes_mean: ClassVar[bool] = True
+
     eps: float = 1e-10
     lr_decay: float = 0.0
     initial_accumulator_value: float = 0.0
@@ -92,6 +94,7 @@ class RowwiseAdagrad(BaseRule):
     """
 
     on_dense: ClassVar[bool] = False
+    takes_mean: ClassVar[bool] = True
 
     eps: float = 1e-10
     initial_accumulator_value: float = 0.0
@@ -125,6 +128,7 @@ class G2SumAdagrad(BaseRule):
     """
 
     on_dense: ClassVar[bool] = False
+    takes_mean: ClassVar[bool] = True
 
     lr: float = field(default=0.05, kw_only=False)
     initial_g2sum: float = 3.0

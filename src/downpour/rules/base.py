@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 import numpy as np
 
 from downpour.errors import SettingError
+from downpour.settings import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ class Rule(Protocol):
 
     on_sparse: ClassVar[bool]
     on_dense: ClassVar[bool]
+    takes_mean: ClassVar[bool]  # a CTR row divides its gradient by the places, if it scales
 
     @property
     def lr(self) -> float:
@@ -67,10 +69,6 @@ class Rule(Protocol):
         """The same for a dense table, where `step` counts the parameter's own updates."""
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float, np.floating, np.integer)) and math.isfinite(value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BaseRule:
     """The settings that every rule shares, and the answers that most rules give.
@@ -82,6 +80,7 @@ class BaseRule:
 
     on_sparse: ClassVar[bool] = True
     on_dense: ClassVar[bool] = True
+    takes_mean: ClassVar[bool] = False
 
     lr: float = field(kw_only=False)
     schedule: Schedule | None = None
@@ -110,7 +109,7 @@ class BaseRule:
         """Raise SettingError unless the number `value` is finite and in the range."""
         rules = [f">= {least}"] * math.isfinite(least) + [f"> {above}"] * math.isfinite(above)
         rules += [f"< {below}"] * math.isfinite(below)
-        if not (_is_finite(value) and least <= value and above < value < below):
+        if not (is_number(value) and least <= value and above < value < below):
             raise SettingError(
                 f"{type(self).__name__}.{name} must be a finite number {' and '.join(rules)}, "
                 f"got {value!r}"

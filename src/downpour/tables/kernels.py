@@ -13,7 +13,8 @@ still in the old; each new row pays for moving a few entries (see `tables.index`
 
 Keys, hashes, entries and addresses are uint64 throughout: one plain int would make them floats.
 Inner functions take numbers, tuples of numbers and arrays that nobody owns (`lend`): numba counts
-references to all others, which cost 6 of 34 ns a key here.
+references to all others, which cost 6 of 34 ns a key here. `tables.ctr_kernels` has some of them
+inlined, which numba does not notice when this file changes: remove the `__pycache__` folders then.
 """
 
 from __future__ import annotations

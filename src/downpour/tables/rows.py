@@ -88,3 +88,19 @@ def read_state(rows: Array, state: Array, table: TableView) -> None:
     for i in range(rows.size):
         target = U(state.ctypes.data) + U(i) * table.state_bytes
         copy(target, row_address(table, rows[i]) + table.state_offset, table.state_bytes)
+
+
+@kernel
+def gather(rows: Array, out: Array, table: TableView) -> None:
+    """The bytes of whole `rows` into out [n, row_bytes]."""
+    for i in range(rows.size):
+        target = U(out.ctypes.data) + U(i) * table.row_bytes
+        copy(target, row_address(table, rows[i]), table.row_bytes)
+
+
+@kernel
+def scatter(rows: Array, content: Array, table: TableView) -> None:
+    """Overwrite whole `rows` with the bytes of content [n, row_bytes], in order."""
+    for i in range(rows.size):
+        source = U(content.ctypes.data) + U(i) * table.row_bytes
+        copy(row_address(table, rows[i]), source, table.row_bytes)

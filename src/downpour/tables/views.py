@@ -51,3 +51,18 @@ class RuleView(NamedTuple):
     hyper: np.uint64
     num_hyper: int
     batch_l2: np.floating
+
+
+class CtrView(NamedTuple):
+    """A CTR table's score, how a push is taken, and how many embedx there were when it began.
+
+    `takes_mean`, `embedx_takes_mean`: whether the rule's gradient is divided by the push's places.
+    """
+
+    nonclk_coeff: float
+    click_coeff: float
+    embedx_threshold: float
+    takes_mean: bool
+    embedx_takes_mean: bool
+    keeps_slot: bool
+    num_embedx: int

@@ -1,0 +1,273 @@
+"""One shard of a table of click-through rows, in this process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from downpour.errors import TableError
+from downpour.init import table_salt
+from downpour.tables import ctr_kernels
+from downpour.tables.ctr_records import (
+    FIELDS,
+    STATISTICS,
+    embedx_numbers,
+    put_statistics,
+    statistics_of,
+)
+from downpour.tables.keyed import KeyedTable
+from downpour.tables.pushes import check_pushes, merge_pushes
+from downpour.tables.row_store import RowStore
+from downpour.tables.views import CtrView
+from downpour.team import share
+
+if TYPE_CHECKING:
+    from downpour.accessor import CtrAccessor, Rates
+    from downpour.tables.stats import TableStats
+    from downpour.tables.views import TableView
+
+
+class CtrTable(KeyedTable):
+    """Rows of `CtrAccessor` by key, made when first asked for; an embedx takes memory when earned.
+
+    `name`, `seed` and the key fix a row's first w and embedx; neither they nor anything else
+    depends on the order in which keys arrive. Keys are uint64 [n] (int64 is taken as the same
+    bits). A pull gives show, click, w, embedx: [n, pull_dim]; a push brings slot, show, click,
+    places and gradients: [n, push_dim], in the accessor's dtype.
+
+    A push adds its show and click (0 where another program counts), trains w, and embedx if the row
+    has one. A row without one whose score has then reached the threshold gets its first embedx,
+    which this push does not train.
+
+    Safe together on different threads: `locate` and `pull` with `read` and `update`; `update` of
+    different rows. A row that gets its embedx meanwhile reads as with or without it. Calls that
+    make rows or embedx wait for each other.
+    """
+
+    accessor: CtrAccessor
+    pushed: ClassVar[str] = "pushes"
+
+    def __init__(self, name: str, accessor: CtrAccessor, *, seed: int = 0) -> None:
+        rule, embedx_rule = accessor.rules
+        dtype = accessor.numpy_dtype
+        rows = RowStore(
+            accessor.layout,
+            rule,
+            accessor.init,
+            accessor.bounds,
+            salt=table_salt(seed, name),
+            dtype=dtype,
+            fields=FIELDS,
+        )
+        super().__init__(name, accessor, seed, rows)
+        self._embedx = RowStore(
+            accessor.embedx_layout,
+            embedx_rule,
+            accessor.embedx_init,
+            accessor.embedx_bounds,
+            salt=table_salt(seed, f"{name}/embedx"),
+            dtype=dtype,
+        )
+        self._ctr = CtrView(
+            nonclk_coeff=float(accessor.nonclk_coeff),
+            click_coeff=float(accessor.click_coeff),
+            embedx_threshold=float(accessor.embedx_threshold),
+            takes_mean=accessor.show_scale and rule.takes_mean,
+            embedx_takes_mean=accessor.show_scale and embedx_rule.takes_mean,
+            keeps_slot=accessor.slots,
+            num_embedx=0,
+        )
+        self._num_embedx = 0
+
+    # The trusted calls, and those for anyone.
+
+    def update(self, rows: np.ndarray, pushes: np.ndarray, *, step: int, lr: Rates) -> None:
+        """Apply one push to each of `rows` (all different, from `locate`): pushes [n, push_dim].
+
+        `step` counts from 1. Several calls with one step are parts of one push.
+        """
+        assert pushes.dtype == self._dtype
+        assert pushes.shape == (rows.size, self.accessor.push_dim)
+        stores, rates = (self._rows, self._embedx), self._rates(lr)
+        hypers = [store.hyper(step, rate) for store, rate in zip(stores, rates, strict=True)]
+        self.advance(step=step, lr=lr)
+        due = np.empty(rows.size, np.bool_)
+        share(partial(self._update, rows, pushes, due, hypers), rows.size)
+        if due.any():
+            self._grow(rows[due])
+
+    def pull(
+        self, keys: np.ndarray, *, create: bool = True, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Show, click, w, embedx of any keys, [n, pull_dim]; embedx is 0 where there is none.
+
+        Without `create` unknown keys stay unknown. Raises TableError for keys that are not 64-bit
+        integers [n] or an `out` that does not fit.
+        """
+        keys = self._checked_keys(keys)
+        out = self._out(keys.size, out)
+        return self.read(keys, self.locate(keys, create=create), out)
+
+    def push(self, keys: np.ndarray, pushes: np.ndarray, *, step: int, lr: Rates) -> None:
+        """Apply pushes [n, push_dim] to any keys [n]; those of one key are summed in order.
+
+        The slot is that of a key's last. Unknown keys are made first. `step` counts from 1; a push
+        without keys still lets the step pass. Raises TableError or NonFiniteError, and then nothing
+        has changed.
+        """
+        keys = self._checked_keys(keys)
+        pushes = self._checked_values(self.pushed, pushes, (keys.size, self.accessor.push_dim))
+        check_pushes(self.name, pushes)
+        self._check_step(step, lr)
+        unique, pushes = self._different(keys, pushes)
+        rows = self.locate(unique, create=True)
+        self.update(rows, pushes, step=step, lr=lr)
+
+    def set(self, keys: np.ndarray, weights: np.ndarray, state: np.ndarray | None = None) -> None:
+        """Write w and embedx, [n, dim], and their state [n, state_dim] (the initial if None).
+
+        Every row gets an embedx; its statistics stay. Of several rows for one key the last one
+        stays. Raises TableError or NonFiniteError.
+        """
+        keys = self._checked_keys(keys)
+        weights, state = self._checked_parts(keys, weights, state)
+        rows = self.locate(keys, create=True)
+        self._grow(rows)
+        self._write(rows, weights, state, None)
+
+    def export(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Keys uint64 [n] in rising order, weights [n, dim], state [n, state_dim], statistics [n].
+
+        The last are of the dtype STATISTICS. Embedx and its state are 0 where there is none. The
+        same for any order in which the keys arrived.
+        """
+        with self._structure_lock:
+            short = self._rows.records(np.arange(len(self)))
+        short = short[np.argsort(short["key"], kind="stable")]
+        numbers, split = embedx_numbers(short), self._split
+        has_embedx = numbers >= 0
+        embedx = self._embedx.records(numbers[has_embedx])
+        weights = np.zeros((short.size, self.dim), self._dtype)
+        weights[:, :1], weights[has_embedx, 1:] = short["weights"], embedx["weights"]
+        state = np.zeros((short.size, self.accessor.state_dim), self._dtype)
+        state[:, :split], state[has_embedx, split:] = short["state"], embedx["state"]
+        return short["key"].copy(), weights, state, statistics_of(short)
+
+    def restore(
+        self,
+        keys: np.ndarray,
+        weights: np.ndarray,
+        state: np.ndarray,
+        statistics: np.ndarray,
+        *,
+        step: int,
+        log_decay: float = 0.0,
+    ) -> None:
+        """Fill an empty table with what `export`, `step` and `log_decay` gave of another.
+
+        Raises TableError or NonFiniteError, and then nothing has changed.
+        """
+        self._check_empty()
+        keys = self._checked_keys(keys)
+        weights, state = self._checked_parts(keys, weights, state)
+        self._check_statistics(keys, statistics)
+        rows = self.locate(keys, create=True)
+        self._grow(rows[statistics["has_embedx"]])
+        self._write(rows, weights, state, statistics)
+        self.step, self.log_decay = step, log_decay
+
+    def stats(self) -> TableStats:
+        """Rows and memory, of this moment."""
+        stats, num_embedx = super().stats(), self._num_embedx
+        num_bytes = stats.arena_bytes + self._embedx.touched_bytes(num_embedx)
+        return replace(stats, arena_bytes=num_bytes, embedx_rows=num_embedx)
+
+    def _views(
+        self, scratch: np.ndarray, embedx_scratch: np.ndarray
+    ) -> tuple[TableView, TableView, CtrView]:
+        """For one call of a kernel, which must not outlive the scratches."""
+        # The number comes first: then the memory that kernels are told of holds as many, though
+        # another thread may add to both.
+        ctr = self._ctr._replace(num_embedx=self._num_embedx)
+        return self._rows.view_with(scratch), self._embedx.view_with(embedx_scratch), ctr
+
+    def _read(
+        self, keys: np.ndarray, rows: np.ndarray, out: np.ndarray, start: int, stop: int
+    ) -> None:
+        scratches = self._rows.scratch(), self._embedx.scratch()
+        views = self._views(*scratches)
+        ctr_kernels.read(keys[start:stop], rows[start:stop], out[start:stop], *views)
+
+    def _update(
+        self,
+        rows: np.ndarray,
+        pushes: np.ndarray,
+        due: np.ndarray,
+        hypers: list[np.ndarray],
+        start: int,
+        stop: int,
+    ) -> None:
+        """Count and train rows[start:stop]; due: which of them are to get an embedx."""
+        scratches = self._rows.scratch(), self._embedx.scratch()
+        table, embedx, ctr = self._views(*scratches)
+        rules = self._rows.rule_with(hypers[0]), self._embedx.rule_with(hypers[1])
+        part = slice(start, stop)
+        ctr_kernels.update(rows[part], pushes[part], due[part], table, embedx, *rules, ctr)
+
+    def _grow(self, rows: np.ndarray) -> None:
+        """Give each of `rows` that has none an embedx, in their order."""
+        scratch = self._embedx.scratch()
+        with self._structure_lock:
+            while self._embedx.capacity < self._num_embedx + rows.size:
+                self._embedx.grow()
+            views = self._rows.view, self._embedx.view_with(scratch)
+            self._num_embedx = ctr_kernels.grow(rows, self._num_embedx, *views)
+
+    def _write(
+        self,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        state: np.ndarray,
+        statistics: np.ndarray | None,
+    ) -> None:
+        """Overwrite w, embedx where there is one, their state, and statistics if given."""
+        short, split = self._rows.records(rows), self._split
+        short["weights"], short["state"] = weights[:, :1], state[:, :split]
+        if statistics is not None:
+            put_statistics(short, statistics)
+        self._rows.write_records(rows, short)
+        numbers = embedx_numbers(short)
+        has_embedx = numbers >= 0
+        embedx = np.zeros(np.count_nonzero(has_embedx), self._embedx.record)
+        embedx["weights"], embedx["state"] = weights[has_embedx, 1:], state[has_embedx, split:]
+        self._embedx.write_records(numbers[has_embedx], embedx)
+
+    def _merge(self, pushes: np.ndarray, inverse: np.ndarray, num_unique: int) -> np.ndarray:
+        return merge_pushes(pushes, inverse, num_unique)
+
+    @property
+    def _split(self) -> int:
+        """Where the state of embedx begins in that of a row."""
+        return self._rows.layout.state_dim
+
+    def _checked_parts(
+        self, keys: np.ndarray, weights: np.ndarray, state: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        weights = self._checked_values("weights", weights, (keys.size, self.dim))
+        width = self.accessor.state_dim
+        if state is None:
+            initial = np.concatenate([self._rows.initial_state, self._embedx.initial_state])
+            state = np.broadcast_to(initial, (keys.size, width))
+        return weights, self._checked_values("state", state, (keys.size, width))
+
+    def _check_statistics(self, keys: np.ndarray, statistics: np.ndarray) -> None:
+        if statistics.dtype != STATISTICS or statistics.shape != keys.shape:
+            raise TableError(
+                f"table {self.name!r}: statistics must be [{keys.size}] of {STATISTICS}, got "
+                f"{list(statistics.shape)} of {statistics.dtype}"
+            )
+        for name in ("show", "click", "delta_score"):
+            self._check_finite(name, statistics[name][:, None], keys)
