@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
 
-.PHONY: help demo test check lint types layers format bench docs clean
+.PHONY: help demo test check lint types layers format bench docs proto clean
 
 help:
 	@echo "make demo     train a click model on MovieLens-100K, into runs/movielens"
@@ -14,6 +14,7 @@ help:
 	@echo "make format   let ruff mend what it can"
 	@echo "make bench    measure everything in docs/benchmarks.md; ARGS='tables --quick' some of it"
 	@echo "make docs     build docs/_build/index.html, warnings as errors"
+	@echo "make proto    write fleet_desc_pb2.py and .pyi from fleet_desc.proto"
 	@echo "make clean    remove what the other targets made, but not .venv and not runs/"
 
 demo: $(VENV)/.run
@@ -43,6 +44,17 @@ bench: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
+
+# A protoc of its own, not of .venv: docs/dependencies.md says why this one. It has wheels for Python
+# 3.11 and 3.12 alone: make proto PYTHON=python3.12.
+proto:
+	@rm -rf build/protoc
+	$(PYTHON) -m venv build/protoc
+	build/protoc/bin/python -m pip install --quiet --disable-pip-version-check \
+		grpcio-tools==1.62.3 "setuptools<81"
+	build/protoc/bin/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src \
+		src/downpour/plan/fleet_desc/fleet_desc.proto
+	@rm -rf build/protoc
 
 clean:
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
