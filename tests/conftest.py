@@ -6,7 +6,24 @@ import os
 # test wait for the others. Set before torch is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from typing import TYPE_CHECKING
+
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+NUM_RATINGS = 20_000
+
+
+@pytest.fixture(scope="session")
+def ratings() -> "pa.Table":
+    """The earliest ratings of MovieLens-100K; pip fetches the data once a machine."""
+    from benchmarks.quality_torch import load_example
+
+    table: pa.Table = load_example("movielens_data").load()
+    return table.slice(0, NUM_RATINGS)

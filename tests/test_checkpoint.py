@@ -20,6 +20,9 @@ from tests.small_runs import Net, click, frame, small_run
 DECAYING = dp.DownpourSGD(
     sparse=dp.Adagrad(0.1, weight_decay=0.01), dense=dp.Adam(0.01, weight_decay=0.01)
 )
+COUNTING = dp.DownpourSGD(
+    sparse=dp.CtrAccessor(rule=dp.G2SumAdagrad(0.1), embedx_threshold=3.0), dense=dp.SGD(0.1)
+)
 
 
 def trained(**settings: Any) -> Trainer:
@@ -46,6 +49,9 @@ def require_same(ours: dp.Client, theirs: dp.Client) -> None:
         assert (a.step, a.log_decay) == (b.step, b.log_decay)
         for x, y in ((a.keys, b.keys), (a.weights, b.weights), (a.state, b.state)):
             assert np.array_equal(x, y)
+        assert (a.statistics is None) == (b.statistics is None)
+        if a.statistics is not None:
+            assert a.statistics.tolist() == b.statistics.tolist()
     for block in ours.plan.dense:
         c, d = ours.export_dense(block.name), theirs.export_dense(block.name)
         assert (c.step, dict(c.updates)) == (d.step, dict(d.updates))
@@ -62,8 +68,9 @@ def require_same(ours: dp.Client, theirs: dp.Client) -> None:
         dp.DownpourSGD(sparse=dp.Adam(0.01), dense=dp.SGD(0.1)),
         dp.DownpourSGD(sparse=dp.SGD(0.1), dense=dp.AdamD2Sum(0.1)),
         dp.DownpourSGD(),
+        COUNTING,
     ],
-    ids=["decay", "adam", "no state", "default"],
+    ids=["decay", "adam", "no state", "default", "counting"],
 )
 def test_all_that_is_learned_comes_back(
     optimizer: dp.DownpourSGD, num_shards: int, tmp_path: Path
@@ -81,9 +88,12 @@ def steps(trainer: Trainer, client: dp.Client) -> list[float]:
         return [worker.step("click", batch).loss for batch in frame(seed=5).batches()]
 
 
+@pytest.mark.parametrize("settings", [{}, {"optimizer": COUNTING}], ids=["plain", "counting"])
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_training_goes_on_as_if_it_had_not_been_saved(num_shards: int, tmp_path: Path) -> None:
-    trainer = trained()
+def test_training_goes_on_as_if_it_had_not_been_saved(
+    num_shards: int, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = trained(**settings)
     save(tmp_path, trainer)
     client = restored(tmp_path, trainer, num_shards)
     assert steps(trainer, client) == steps(trainer, trainer.client)

@@ -47,8 +47,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_plan_prints_tables_and_programs() -> None:
     text = ok("plan", TARGET)
-    assert text.startswith("plan: 1 sparse, 1 dense, window 1\n")
-    assert "PullSparse embedding user item" in text
+    assert text.startswith("plan: 1 sparse, 1 dense\n")
+    assert "PullSparse   embedding: user item" in text
 
 
 def test_train_tells_each_epoch_and_names_the_folder_last(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_detached_feature_is_pulled_by_an_op_of_its_own_and_not_pushed(loss: A
         PullSparse("embedding", ("item",)),
         Compute(name),
         PushSparse("embedding", ("user",)),
-        PushDense(f"dense.{name}"),
+        PushDense(f"dense.{name}", ("out.bias", "out.weight")),
     )
 
 

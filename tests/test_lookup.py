@@ -14,7 +14,7 @@ from downpour.errors import DataError
 from downpour.lookup import joined_keys, stored_keys, table_keys
 
 if TYPE_CHECKING:
-    from downpour.plan.program import SparseTableSpec
+    from downpour.plan.specs import SparseTableSpec
 
 FEATURES = ("user", "item", "seen")
 PADDING = 7
@@ -76,7 +76,7 @@ def test_inverse_leads_back_to_every_id(columns: tuple[list[int], ...], kind: st
         assert bag.start == stop  # features one after the other
         stop = bag.stop
         kept = [key for key in column if kind != "padded" or key != PADDING]
-        expected = stored_keys(table, name, np.array(kept, np.uint64))
+        expected = stored_keys(np.array(kept, np.uint64), table.feature(name).space)
         np.testing.assert_array_equal(keys.unique[keys.inverse[bag.start : bag.stop]], expected)
         if bag.offsets is not None:
             assert len(bag.offsets) == made.size + 1
@@ -92,7 +92,7 @@ def test_joined_lookups_lead_back_to_every_id(columns: tuple[list[int], ...]) ->
     assert joined_keys(parts[:1]) is parts[0]
     for name, column in zip(FEATURES, columns, strict=True):
         bag = joined.bags[name]
-        expected = stored_keys(table, name, np.array(column, np.uint64))
+        expected = stored_keys(np.array(column, np.uint64), table.feature(name).space)
         np.testing.assert_array_equal(joined.unique[joined.inverse[bag.start : bag.stop]], expected)
 
 

@@ -82,7 +82,7 @@ def test_a_shared_parameter_lives_with_the_first_loss_that_reaches_it() -> None:
     }
     assert plan.programs["two"].tables(PullDense) == ("dense.one", "dense.two")
     assert plan.programs["two"].tables(PushDense) == ("dense.one", "dense.two")
-    assert plan.programs["three"].tables(PullDense, PushDense) == ("dense.one", "dense.one")
+    assert plan.programs["three"].tables(PullDense, PushDense) == ("dense.one",)
 
 
 def test_each_program_reads_the_tables_of_its_own_loss() -> None:
@@ -90,7 +90,7 @@ def test_each_program_reads_the_tables_of_its_own_loss() -> None:
     assert plan.programs["one"].tables(PullSparse) == ("embedding",)
     assert plan.programs["two"].tables(PullSparse) == ("embedding", "wide")
     assert plan.programs["four"].ops == (
-        PullDense("dense.four"), Compute("four"), PushDense("dense.four"),
+        PullDense("dense.four"), Compute("four"), PushDense("dense.four", ("out.weight",)),
     )  # fmt: skip
 
 
@@ -134,6 +134,10 @@ def reaches_nothing(model: Any, batch: dp.Batch) -> torch.Tensor:
     return model(batch).detach().mean()
 
 
+def complex_loss(model: Any, batch: dp.Batch) -> torch.Tensor:
+    return model(batch).mean().to(torch.complex64)
+
+
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
@@ -157,6 +161,22 @@ def reaches_nothing(model: Any, batch: dp.Batch) -> torch.Tensor:
 def test_losses_that_cannot_be_planned_are_refused(losses: Any, message: str) -> None:
     with pytest.raises(dp.PlanError, match=message):
         planned(Network(), losses)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": None}, "model must be a torch.nn.Module, got None"),
+        ({"model": Network}, "model must be a torch.nn.Module, got <class"),
+        ({"example": {}}, "example must be a downpour.Batch, got dict"),
+        ({"no_grad_set": [["out.bias"]]}, "has .'out.bias'., which is no parameter"),
+        ({"losses": complex_loss}, "'complex_loss' must be a real number, got torch.complex64"),
+    ],
+)
+def test_what_is_given_is_checked_first(given: dict[str, Any], message: str) -> None:
+    arguments = {"losses": click, "model": Network(), "example": a_batch(), **given}
+    with pytest.raises(dp.PlanError, match=message):
+        dp.DownpourSGD().minimize(arguments.pop("losses"), **arguments)
 
 
 def test_a_loss_that_is_not_finite_on_the_example_is_refused() -> None:
@@ -208,7 +228,7 @@ def test_modules_that_share_a_table_must_agree(settings: dict[str, Any], message
 
 
 def test_a_table_must_not_have_the_name_of_a_dense_one() -> None:
-    with pytest.raises(dp.PlanError, match=r"'dense\.click' has the name of the dense table"):
+    with pytest.raises(dp.PlanError, match=r"'dense\.click' has the name of a dense table"):
         planned(Network(table="dense.click"))
 
 
@@ -226,10 +246,13 @@ def test_parameters_of_two_types_in_one_loss_are_refused() -> None:
         ({"window": 1.5}, "window must be an int >= 1, got 1.5"),
         ({"learning_rate": 0.0}, "learning_rate must be > 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be > 0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be > 0, got inf"),
+        ({"learning_rate": True}, "learning_rate must be > 0, got True"),
+        ({"scale_datanorm": True}, "scale_datanorm must be a number >= 0 or None, got True"),
         ({"learning_rate": "0.1"}, "learning_rate must be > 0, got '0.1'"),
-        ({"sparse": 0.1}, "take rules.*got 0.1"),
-        ({"sparse": {"embedding": "adagrad"}}, "take rules.*got 'adagrad'"),
-        ({"dense": torch.optim.SGD}, "take rules"),
+        ({"sparse": 0.1}, "takes rules.*got 0.1"),
+        ({"sparse": {"embedding": "adagrad"}}, "takes rules.*got 'adagrad'"),
+        ({"dense": torch.optim.SGD}, "takes a rule"),
         ({"dense": dp.RowAdam(0.1)}, "RowAdam updates sparse tables only"),
         ({"clip": 1.0}, "clip takes ClipByValue or ClipByNorm, got 1.0"),
     ],
@@ -237,6 +260,12 @@ def test_parameters_of_two_types_in_one_loss_are_refused() -> None:
 def test_settings_of_the_optimizer_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(dp.SettingError, match=message):
         dp.DownpourSGD(**settings)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "x", None, True, 2**70])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(dp.SettingError, match=r"seed must be an int in \[0, 2\*\*63\), got"):
+        dp.DownpourSGD().minimize(click, model=Network(), example=a_batch(), seed=seed)
 
 
 def test_a_rule_for_dense_tables_is_refused_on_a_sparse_one() -> None:

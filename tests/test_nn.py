@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import downpour as dp
 from downpour.accessor import EmbeddingAccessor
 from downpour.lookup import table_keys
-from downpour.plan.program import FeatureSpec, SparseTableSpec
+from downpour.plan.specs import FeatureSpec, SparseTableSpec
 from tests.networks import Network, a_batch, planned
 
 if TYPE_CHECKING:

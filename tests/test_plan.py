@@ -10,22 +10,26 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour.plan.program import Plan, PullDense, PullSparse, PushSparse
+from downpour.plan.plan import Plan
+from downpour.plan.program import PullDense, PullSparse, PushSparse
 from tests.networks import Network, a_batch, click, planned
 
 TEXT = """\
-plan: 1 sparse, 1 dense, window 1
-  0 sparse embedding: dim 4, SGD(lr=0.5, schedule=None, weight_decay=0.0, batch_l2=0.0)
-      features user item@thing
-  1 dense dense.click: 9 elements, SGD(lr=0.5, schedule=None, weight_decay=0.0, batch_l2=0.0)
-      out.bias [1]
-      out.weight [1, 8]
-program click
-  PullDense  dense.click
-  PullSparse embedding user item
-  Compute    click
-  PushSparse embedding user item
-  PushDense  dense.click"""
+plan: 1 sparse, 1 dense
+├─ 0 sparse embedding: dim 4
+│  ├─ features user item@thing
+│  ├─ SGD(lr=0.5), first Uniform(low=-0.01, high=0.01)
+│  └─ 24 bytes a row
+├─ 1 dense dense.click: 9 elements
+│  ├─ out.bias [1], out.weight [1, 8]
+│  └─ SGD(lr=0.5)
+└─ program click
+   ├─ PullDense    dense.click
+   ├─ PullSparse   embedding: user item
+   ├─ Compute      click
+   ├─ PushSparse   embedding: user item
+   ├─ PushDense    dense.click
+   └─ skipped lookup_table lookup_table_grad"""
 
 
 def test_a_plan_prints_its_tables_and_programs() -> None:
@@ -34,8 +38,9 @@ def test_a_plan_prints_its_tables_and_programs() -> None:
 
 def test_a_plan_prints_what_is_not_the_default() -> None:
     plan = planned(Network(spaces=None, padding_key=0), window=4, clip=dp.ClipByNorm(1.0))
-    assert "window 4, ClipByNorm(max_norm=1.0)" in str(plan)
-    assert "user@* item@*, padding_key 0" in str(plan)
+    assert str(plan).startswith("plan: 1 sparse, 1 dense, ClipByNorm(max_norm=1.0)\n")
+    for line in ("features user@* item@*", "padding_key 0", "dense.click, every 4 batches"):
+        assert line in str(plan)
 
 
 def test_plans_of_one_model_and_settings_are_equal_whoever_made_them() -> None:
@@ -99,6 +104,29 @@ def test_a_plan_is_frozen() -> None:
             part.name = "other"  # type: ignore[union-attr, misc]
 
 
+def test_the_programs_of_a_plan_are_a_value() -> None:
+    programs = planned(Network()).programs
+    assert programs == planned(Network()).programs
+    assert hash(programs) == hash(planned(Network()).programs)
+    with pytest.raises(TypeError):
+        programs["buy"] = programs["click"]  # type: ignore[index]
+
+
+class Task:
+    """A loss that is a method."""
+
+    def click(self, model: Any, batch: dp.Batch) -> torch.Tensor:
+        return click(model, batch)
+
+
+def test_a_program_is_found_by_the_function_it_was_made_of() -> None:
+    task = Task()
+    plan = planned(Network(), task.click)
+    assert plan.program_for(task.click) is plan.programs["click"]
+    with pytest.raises(dp.PlanError, match=r"was not made of .*; it has the functions: click"):
+        plan.program_for(Task().click)
+
+
 def test_what_a_plan_does_not_have_is_refused_with_what_it_has() -> None:
     plan = planned(Network())
     with pytest.raises(dp.PlanError, match="no sparse table 'a'; the plan has: 'embedding'"):
@@ -108,7 +136,7 @@ def test_what_a_plan_does_not_have_is_refused_with_what_it_has() -> None:
     with pytest.raises(dp.PlanError, match="no program 'buy'; the plan has: click"):
         plan.program("buy")
     with pytest.raises(dp.PlanError, match="not read by feature 'genre'; it is by: user, item"):
-        plan.sparse[0].space_of("genre")
+        plan.sparse[0].feature("genre")
     with pytest.raises(dp.PlanError, match="no sparse table 'a'; the plan has: none"):
         replace(plan, sparse=()).sparse_table("a")
 
@@ -120,7 +148,7 @@ def test_a_program_names_its_tables_by_kind_of_op() -> None:
 
 
 def test_an_empty_plan_prints() -> None:
-    assert str(Plan(sparse=(), dense=(), programs={})) == "plan: 0 sparse, 0 dense, window 1"
+    assert str(Plan(sparse=(), dense=(), programs={})) == "plan: 0 sparse, 0 dense"
 
 
 def test_sections_fill_their_block() -> None:

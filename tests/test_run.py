@@ -1,7 +1,6 @@
 """Run refuses what cannot be, when it is made."""
 
 import json
-import math
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -72,16 +71,31 @@ def test_early_stop_needs_a_metric_that_there_will_be() -> None:
     small_run(eval_data=frame(), early_stop=recall, evaluate=lambda model: {"recall": 1.0})
 
 
+def test_lists_that_are_gone_through_once_are_kept() -> None:
+    run = small_run(
+        parameter_list=(name for name in ["top.weight"]), no_grad_set=iter(["embedding"])
+    )
+    for _ in range(2):
+        plan = run.optimizer.minimize(
+            run.losses,
+            model=run.model,
+            example=next(iter(run.data.batches())),
+            parameter_list=run.parameter_list,
+            no_grad_set=run.no_grad_set,
+        )
+        assert plan.programs["click"].parameters == ("top.weight",)
+
+
 def test_a_run_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         small_run().epochs = 3  # type: ignore[misc]
 
 
 def test_settings_are_json() -> None:
-    optimizer = dp.DownpourSGD(learning_rate=math.inf, sparse={"embedding": dp.SGD(0.1)})
+    optimizer = dp.DownpourSGD(learning_rate=0.25, sparse={"embedding": dp.SGD(0.1)})
     settings = small_run(optimizer=optimizer, eval_data=frame()).settings()
     assert json.loads(json.dumps(settings, allow_nan=False)) == settings
     assert settings["losses"] == ["click"]
     assert settings["predict"] == sigmoid_of_model.__name__
-    assert settings["optimizer"]["learning_rate"] == "inf"
+    assert settings["optimizer"]["learning_rate"] == 0.25
     assert "SGD" in settings["optimizer"]["sparse"]["embedding"]

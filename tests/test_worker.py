@@ -324,3 +324,40 @@ def test_a_second_worker_takes_the_weights_that_are_there() -> None:
         second.pull_dense()
         flat = torch.cat([other.out.bias, other.out.weight.flatten()]).detach().numpy()
     assert np.array_equal(flat, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "message"),
+    [
+        (
+            {"scale_sparse_gradient_with_batch_size": True},
+            0,
+            "are infinite times the batch size, 4",
+        ),
+        ({"window": 2}, 1, "sum to infinity over 2 batches"),
+    ],
+)
+def test_what_becomes_infinite_on_the_way_is_refused_before_anything_is_pushed(
+    settings: dict[str, Any], steps: int, message: str
+) -> None:
+    def rows_and_bias(model: Any, batch: dp.Batch) -> torch.Tensor:
+        scale = 1e38 if "window" not in settings else 1e-30
+        return model.embedding(batch).sum() * scale * 1.0 + model.out.bias.sum() * 2e38
+
+    model = Network()
+    torch.nn.init.zeros_(model.out.bias)
+    plan = planned(model, rows_and_bias, **{"sparse": dp.SGD(1e-30), "dense": dp.SGD(1e-30)},
+                   **settings)  # fmt: skip
+    ps = dp.embedded(plan)
+    worker = dp.Worker(plan, model, ps)
+    for _ in range(steps):
+        worker.step("rows_and_bias", a_batch())
+
+    def held() -> list[Any]:
+        rows = rows_of(ps, "embedding", ["user", "item"])  # those that are not made yet, too
+        return [ps.steps, rows.tolist(), ps.pull_dense("dense.rows_and_bias").tolist()]
+
+    before = held()
+    with pytest.raises(dp.NonFiniteError, match=message):
+        worker.step("rows_and_bias", a_batch())
+    assert held() == before

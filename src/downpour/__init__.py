@@ -10,9 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from downpour.accessor import CtrAccessor, Lifecycle
     from downpour.client import Client, embedded
     from downpour.clip import ClipByNorm, ClipByValue
     from downpour.data import Dense, Feature, Files, Frame, Label, Schema, Source
+    from downpour.data_norm import DataNorm
     from downpour.errors import (
         DataError,
         DownpourError,
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from downpour.jagged import Jagged
     from downpour.nn import JaggedRows, SparseEmbedding
     from downpour.optimizer import DownpourSGD
-    from downpour.plan.program import Plan
+    from downpour.plan.plan import Plan
     from downpour.rules import (
         SGD,
         Adagrad,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         RowAdam,
         RowwiseAdagrad,
         SharedAdam,
+        Summary,
     )
     from downpour.run import EarlyStop, Run
     from downpour.saved import SavedRun, load
@@ -49,13 +52,16 @@ if TYPE_CHECKING:
         TorchSchedule,
         Warmup,
     )
+    from downpour.strategy import AdjustInsWeight, Strategy
     from downpour.train import Trainer
     from downpour.worker import Worker
 
 _HOMES = {
+    "accessor": ["CtrAccessor", "Lifecycle"],
     "client": ["Client", "embedded"],
     "clip": ["ClipByNorm", "ClipByValue"],
     "data": ["Dense", "Feature", "Files", "Frame", "Label", "Schema", "Source"],
+    "data_norm": ["DataNorm"],
     "errors": [
         "DataError",
         "DownpourError",
@@ -70,7 +76,7 @@ _HOMES = {
     "jagged": ["Jagged"],
     "nn": ["JaggedRows", "SparseEmbedding"],
     "optimizer": ["DownpourSGD"],
-    "plan.program": ["Plan"],
+    "plan.plan": ["Plan"],
     "rules": [
         "SGD",
         "Adagrad",
@@ -81,10 +87,12 @@ _HOMES = {
         "RowAdam",
         "RowwiseAdagrad",
         "SharedAdam",
+        "Summary",
     ],
     "run": ["EarlyStop", "Run"],
     "saved": ["SavedRun", "load"],
     "schedules": ["Cosine", "Exponential", "Linear", "StepDecay", "TorchSchedule", "Warmup"],
+    "strategy": ["AdjustInsWeight", "Strategy"],
     "train": ["Trainer"],
     "worker": ["Worker"],
 }
@@ -95,13 +103,16 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamD2Sum",
+    "AdjustInsWeight",
     "Batch",
     "Client",
     "ClipByNorm",
     "ClipByValue",
     "Constant",
     "Cosine",
+    "CtrAccessor",
     "DataError",
+    "DataNorm",
     "Dense",
     "DownpourError",
     "DownpourSGD",
@@ -115,6 +126,7 @@ __all__ = [
     "Jagged",
     "JaggedRows",
     "Label",
+    "Lifecycle",
     "Linear",
     "NonFiniteError",
     "Normal",
@@ -131,6 +143,8 @@ __all__ = [
     "Source",
     "SparseEmbedding",
     "StepDecay",
+    "Strategy",
+    "Summary",
     "TableError",
     "TorchSchedule",
     "Trainer",

@@ -21,8 +21,10 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
+from downpour.accessor import CtrAccessor
 from downpour.errors import SavedRunError
-from downpour.plan.program import plan_name
+from downpour.plan.specs import plan_name
+from downpour.tables import STATISTICS
 from downpour.transport import DenseState, SparseState
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from downpour.client import Client
-    from downpour.plan.program import Plan, SparseTableSpec
+    from downpour.plan.plan import Plan
+    from downpour.plan.specs import SparseTableSpec
 
 FORMAT = 1
 MANIFEST, DENSE, MODEL = "manifest.json", "dense.safetensors", "model.pickle"
@@ -181,6 +184,7 @@ def _write_rows(data: Path, spec: SparseTableSpec, client: Client) -> dict[str, 
             "key": pa.uint64(),
             "weights": pa.list_(number, spec.accessor.dim),
             **({"state": pa.list_(number, state_dim)} if state_dim else {}),
+            **_statistics_schema(spec),
         }
     )
     with parquet.ParquetWriter(data / file, schema) as writer:
@@ -188,6 +192,9 @@ def _write_rows(data: Path, spec: SparseTableSpec, client: Client) -> dict[str, 
             part = slice(start, start + ROW_GROUP)
             columns = [pa.array(rows.keys[part]), _lists(rows.weights[part])]
             columns += [_lists(rows.state[part])] if state_dim else []
+            if rows.statistics is not None:
+                names = rows.statistics.dtype.names or ()
+                columns += [pa.array(rows.statistics[name][part].copy()) for name in names]
             writer.write_table(pa.table(columns, schema))
     return {
         "file": file,
@@ -195,7 +202,7 @@ def _write_rows(data: Path, spec: SparseTableSpec, client: Client) -> dict[str, 
         "step": rows.step,
         "log_decay": rows.log_decay,
         "dim": spec.accessor.dim,
-        "rule": repr(spec.accessor.rule),
+        "rule": "; ".join(map(repr, spec.accessor.rules)),
         "features": {feature.name: feature.space for feature in spec.features},
     }
 
@@ -220,7 +227,25 @@ def _read_rows(saved: Mapping[str, Any], data: Path, spec: SparseTableSpec) -> S
         column("state", spec.accessor.state_dim),
         saved["step"],
         saved["log_decay"],
+        _read_statistics(table, spec),
     )
+
+
+def _statistics_schema(spec: SparseTableSpec) -> dict[str, pa.DataType]:
+    """The columns of what CTR rows count."""
+    if not isinstance(spec.accessor, CtrAccessor):
+        return {}
+    return {name: pa.from_numpy_dtype(STATISTICS[name]) for name in STATISTICS.names or ()}
+
+
+def _read_statistics(table: pa.Table, spec: SparseTableSpec) -> np.ndarray[Any, Any] | None:
+    names = _statistics_schema(spec)
+    if not names:
+        return None
+    statistics = np.empty(table.num_rows, STATISTICS)
+    for name in names:
+        statistics[name] = table.column(name).to_numpy()
+    return statistics
 
 
 def _lists(floats: np.ndarray[Any, Any]) -> pa.Array:

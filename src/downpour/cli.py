@@ -43,16 +43,39 @@ def main() -> None:
 
 @main.command()
 @click.argument("target")
-def plan(target: str) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["tree", "json", "prototxt"]),
+    default="tree",
+    show_default=True,
+    help="For people, for programs, or as the description of Paddle's servers.",
+)
+def plan(target: str, form: str) -> None:
     """Print the tables and programs of TARGET, without training.
 
-    Example: downpour plan examples/movielens.py
+    Bytes are of a step, estimated from the first batch.
+
+    Example: downpour plan examples/movielens.py --format json
     """
     with _clear_errors():
-        run = _load(target)
-        from downpour.train import make_plan
+        import json
 
-        click.echo(str(make_plan(run)))
+        from downpour.plan.text import as_dict, lines
+        from downpour.plan.traffic import traffic_of
+        from downpour.train import first_batch, plan_with
+
+        run = _load(target)
+        example = first_batch(run)
+        made = plan_with(run, example)
+        if form == "prototxt":
+            click.echo(str(made.fleet_desc()), nl=False)
+            return
+        traffic = traffic_of(made, example)
+        if form == "json":
+            click.echo(json.dumps(as_dict(made, traffic), indent=2))
+        else:
+            click.echo("\n".join(lines(made, traffic)))
 
 
 @main.command()

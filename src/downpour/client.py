@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 
+from downpour.accessor import CtrAccessor
 from downpour.errors import NonFiniteError, SettingError, TableError
 from downpour.lookup import stored_keys
 from downpour.server import Server, dense_home
-from downpour.tables import TableStats, dedup, partition
+from downpour.tables import TableStats, check_pushes, dedup, merge_pushes, partition
 from downpour.tables.batches import is_finite, segment_sum
 from downpour.transport import SparseState
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from downpour.plan.program import DenseTableSpec, Plan, SparseTableSpec
+    from downpour.plan.plan import Plan
+    from downpour.plan.specs import DenseTableSpec, SparseTableSpec
     from downpour.rules import Rule
     from downpour.transport import DenseState, DenseStats, Floats, Keys, Rows, Transport
 
@@ -65,7 +67,8 @@ class Client:
     def pull(
         self, table: str, keys: ArrayLike, *, feature: str | None = None, create: bool = False
     ) -> Floats:
-        """The rows of raw ids [n], repeats allowed: [n, dim].
+        """The rows of raw ids [n], repeats allowed: [n, dim]; CTR rows are [n, 2 + dim], their show
+        and click before the weights.
 
         `feature` says in which id space the ids are; it may be left out where the table has one.
         An unknown id has its initial row; it is stored only with `create`. Raises TableError.
@@ -77,13 +80,20 @@ class Client:
     def push(
         self, table: str, keys: ArrayLike, grads: Floats, *, feature: str | None = None
     ) -> None:
-        """One step of the table's rule: gradients [n, dim], summed by key in their order.
+        """One step of the table's rules: gradients [n, dim], summed by key in their order.
 
-        Raises TableError or NonFiniteError, and then nothing has changed.
+        For CTR rows [n, 4 + dim]: slot, show, click and places stand before the gradients of w and
+        embedx (see CtrAccessor); the slot is not summed, the last one of a key stays. Raises
+        TableError or NonFiniteError, and then nothing has changed.
         """
+        accessor = self._spec(table).accessor
         unique, inverse = dedup(self._stored(table, keys, feature))
-        grads = self._values(table, "gradients", grads, len(inverse))
-        summed = segment_sum(grads, inverse, len(unique))
+        grads = self._values(table, "gradients", grads, (len(inverse), accessor.push_dim))
+        if isinstance(accessor, CtrAccessor):
+            check_pushes(table, grads)
+            summed = merge_pushes(grads, inverse, len(unique))
+        else:
+            summed = segment_sum(grads, inverse, len(unique))
         if not is_finite(summed):
             raise NonFiniteError(f"table {table!r}: gradients sum to infinity; nothing was applied")
         self.update(self.locate(table, unique, create=True), summed)
@@ -91,10 +101,11 @@ class Client:
     def set(self, table: str, keys: ArrayLike, rows: Floats, *, feature: str | None = None) -> None:
         """Write rows [n, dim] for raw ids [n], as pretrained vectors; the rule starts afresh there.
 
+        CTR rows keep their show and click, and have their embedx from then on.
         Of several rows for one id the last one stays. Raises TableError or NonFiniteError.
         """
         stored = self._stored(table, keys, feature)
-        rows = self._values(table, "rows", rows, len(stored))
+        rows = self._values(table, "rows", rows, (len(stored), self._spec(table).accessor.dim))
         for server, part in self._parts(stored):
             server.set(table, stored[part], rows[part])
 
@@ -111,45 +122,46 @@ class Client:
         return Located(table, keys, rows, order, ends)
 
     def read(self, located: Located) -> Floats:
-        """The rows as of now, [n, dim]."""
+        """The rows as of now, [n, pull_dim]."""
         accessor = self.plan.sparse_table(located.table).accessor
-        out = np.empty((len(located.keys), accessor.dim), accessor.numpy_dtype)
+        out = np.empty((len(located.keys), accessor.pull_dim), accessor.numpy_dtype)
         if located.order is None:
             self.servers[0].read(located.table, located.keys, located.rows[0], out)
             return out
         for i, server in enumerate(self.servers):
             part = located.order[located.ends[i] : located.ends[i + 1]]
-            rows = np.empty((len(part), accessor.dim), accessor.numpy_dtype)
+            rows = np.empty((len(part), accessor.pull_dim), accessor.numpy_dtype)
             server.read(located.table, located.keys[part], located.rows[i], rows)
             out[part] = rows
         return out
 
-    def update(self, located: Located, grads: Floats) -> None:
-        """One step of the table's rule on located rows, grads [n, dim] in the table's dtype."""
+    def update(self, located: Located, pushes: Floats) -> None:
+        """One step of the table's rules on located rows; pushes [n, push_dim] in its dtype."""
         table = located.table
         step, lr = self.next_step(table)
         if located.order is None:
-            self.servers[0].update(table, located.rows[0], grads, step=step, lr=lr)
+            self.servers[0].update(table, located.rows[0], pushes, step=step, lr=lr)
         else:
             for i, server in enumerate(self.servers):
-                part = grads[located.order[located.ends[i] : located.ends[i + 1]]]
+                part = pushes[located.order[located.ends[i] : located.ends[i + 1]]]
                 server.update(table, located.rows[i], part, step=step, lr=lr)
         self.steps[table] = step
 
-    def next_step(self, table: str) -> tuple[int, float]:
-        """The number and learning rate of a table's next step.
+    def next_step(self, table: str) -> tuple[int, tuple[float, ...]]:
+        """The number of a table's next step and the learning rate of each of its rules in it.
 
-        Raises SettingError where the schedule gives none that the rule can take.
+        Raises SettingError where a schedule gives none that its rule can take.
         """
-        rule = self._rule(table)
+        rules, lrs = self._rules(table), []
         step = self.steps[table] + 1
-        lr = rule.lr_at(step)
-        if lr * rule.weight_decay >= 1.0:
-            raise SettingError(
-                f"table {table!r}: lr * weight_decay must be < 1, got {lr} * {rule.weight_decay} "
-                f"at step {step}; nothing was applied"
-            )
-        return step, lr
+        for rule in rules:
+            lrs.append(lr := rule.lr_at(step))
+            if lr * rule.weight_decay >= 1.0:
+                raise SettingError(
+                    f"table {table!r}: lr * weight_decay must be < 1, got {lr} * "
+                    f"{rule.weight_decay} at step {step}; nothing was applied"
+                )
+        return step, tuple(lrs)
 
     def init_dense(self, table: str, flat: Floats) -> bool:
         """Give a dense table its first weights [size]; False where it has them already."""
@@ -164,7 +176,7 @@ class Client:
 
     def push_dense(self, table: str, grad: Floats, names: Collection[str]) -> None:
         """One step of the table's rule with grad [size], on the parameters of these names."""
-        step, lr = self.next_step(table)
+        step, (lr,) = self.next_step(table)
         server = self._dense_server(table)
         server.push_dense(table, grad, step=step, lr=lr, names=names)
         self.steps[table] = step
@@ -177,13 +189,22 @@ class Client:
         weights = np.concatenate([shard.weights for shard in shards])
         state = np.concatenate([shard.state for shard in shards])
         first = shards[0]
-        return SparseState(keys[order], weights[order], state[order], first.step, first.log_decay)
+        statistics = [shard.statistics for shard in shards if shard.statistics is not None]
+        return SparseState(
+            keys[order],
+            weights[order],
+            state[order],
+            first.step,
+            first.log_decay,
+            np.concatenate(statistics)[order] if statistics else None,
+        )
 
     def restore(self, table: str, state: SparseState) -> None:
         """Fill an empty sparse table with what `export` gave, of any number of shards."""
         for server, part in self._parts(state.keys):
             rows = state.keys[part], state.weights[part], state.state[part]
-            server.restore(table, SparseState(*rows, state.step, state.log_decay))
+            counts = None if state.statistics is None else state.statistics[part]
+            server.restore(table, SparseState(*rows, state.step, state.log_decay, counts))
         self.steps[table] = state.step
 
     def export_dense(self, table: str) -> DenseState:
@@ -216,11 +237,11 @@ class Client:
     def _dense_server(self, table: str) -> Transport:
         return self.servers[self._dense_home(self.plan.dense_table(table))]
 
-    def _rule(self, table: str) -> Rule:
+    def _rules(self, table: str) -> tuple[Rule, ...]:
         for spec in self.plan.sparse:
             if spec.name == table:
-                return spec.accessor.rule
-        return self.plan.dense_table(table).rule
+                return spec.accessor.rules
+        return (self.plan.dense_table(table).rule,)
 
     def _spec(self, table: str) -> SparseTableSpec:
         for spec in self.plan.sparse:
@@ -250,15 +271,15 @@ class Client:
                 f"{', '.join(it.name for it in spec.features)}"
             )
         wide = ids.astype(np.int64 if ids.dtype.kind == "i" else np.uint64, copy=False)
-        return stored_keys(spec, feature, np.ascontiguousarray(wide).view(np.uint64))
+        return stored_keys(np.ascontiguousarray(wide).view(np.uint64), spec.feature(feature).space)
 
-    def _values(self, table: str, what: str, values: ArrayLike, num_keys: int) -> Floats:
+    def _values(self, table: str, what: str, values: ArrayLike, shape: tuple[int, int]) -> Floats:
         accessor = self._spec(table).accessor
         floats = np.asarray(values)
-        if floats.shape != (num_keys, accessor.dim) or floats.dtype.kind not in "iuf":
+        if floats.shape != shape or floats.dtype.kind not in "iuf":
             raise TableError(
-                f"table {table!r}: {what} must be numbers [{num_keys}, {accessor.dim}], a row a "
-                f"key, got {floats.dtype} {list(floats.shape)}"
+                f"table {table!r}: {what} must be numbers {list(shape)}, a row a key, got "
+                f"{floats.dtype} {list(floats.shape)}"
             )
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
             floats = np.ascontiguousarray(floats, accessor.numpy_dtype)
@@ -291,4 +312,5 @@ def _merged(stats: Sequence[TableStats]) -> TableStats:
         index_bytes=index_bytes,
         load=in_use / index_bytes,
         growths=sum(it.growths for it in stats),
+        embedx_rows=sum(it.embedx_rows for it in stats),
     )

@@ -155,6 +155,13 @@ class Batch:
             lambda it: torch.from_numpy(it.numpy()[places]),
         )
 
+    def reweighted(self, weights: Column) -> Batch:
+        """Give the same samples with other weights [batch]. Raises DataError."""
+        own = _made("sample weights", as_weights, {"weights": weights})["weights"]
+        if len(own) != self.size:
+            raise DataError(f"sample weights must be [{self.size}], got {list(own.shape)}")
+        return _trusted(self.features, self.dense, self.labels, own, self.size)
+
     @classmethod
     def concat(cls, batches: Sequence[Batch]) -> Batch:
         """Join batches of the same columns, one after another. Raises DataError."""

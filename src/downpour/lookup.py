@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downpour.features import Batch, Jagged
-    from downpour.plan.program import SparseTableSpec
+    from downpour.plan.specs import SparseTableSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,8 @@ class TableKeys:
     bags: dict[str, Bag]
 
 
-def stored_keys(
-    table: SparseTableSpec, feature: str, keys: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
-    """Mix a feature's id space into its raw ids (the inverse of itself)."""
-    space = table.space_of(feature)
+def stored_keys(keys: NDArray[np.uint64], space: str | None) -> NDArray[np.uint64]:
+    """Mix an id space into raw ids (the inverse of itself); None: they are globally unique."""
     return keys if space is None else mix(keys, space_salt(space))
 
 
@@ -62,7 +59,9 @@ def table_keys(table: SparseTableSpec, features: Sequence[str], batch: Batch) ->
         DataError: the batch lacks a feature.
     """
     parts, bags, start = [], {}, 0
+    by_name = {spec.name: spec for spec in table.features}
     for feature in features:
+        spec = by_name.get(feature) or table.feature(feature)
         jagged = _without_padding(_feature(batch, feature, table), table.padding_key)
         values = jagged.values
         bags[feature] = Bag(
@@ -71,7 +70,7 @@ def table_keys(table: SparseTableSpec, features: Sequence[str], batch: Batch) ->
             None if jagged.is_single else jagged.offsets,
             jagged.weights,
         )
-        parts.append(stored_keys(table, feature, values))
+        parts.append(stored_keys(values, spec.space))
         start += len(values)
     ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
     unique, inverse = dedup(ids)

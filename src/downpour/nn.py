@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch._compile import _disable_dynamo
 
+from downpour.accessor import NUM_COUNTS
 from downpour.errors import DataError, PlanError, SettingError
 from downpour.init import Uniform
-from downpour.plan.program import plan_name
+from downpour.plan.specs import plan_name
 from downpour.pooling import BagLayout, pool
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from downpour.lookup import Bag, TableKeys
 
 Pooling: TypeAlias = Literal["sum", "mean", "none"]
+DEFAULT_INIT = Uniform(0.01)
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -61,7 +63,8 @@ class SparseEmbedding(torch.nn.Module):
 
     Args:
         features: the features to read, one or several; each may have any number of ids a sample.
-        dim: the width of a row.
+        dim: the width of a row as the model sees it. Where the table's rows are those of a
+            `CtrAccessor`, that is embedx_dim + 3 with `use_cvm` and embedx_dim + 1 without.
         pooling: how a feature's rows are reduced in a sample: "sum", "mean" (weighted by the ids'
             weights if it has them: sum of w * row over sum of w), or "none". An empty bag is zero.
         table: the table's name; modules that give the same one share its rows. By default it is
@@ -72,6 +75,8 @@ class SparseEmbedding(torch.nn.Module):
             int64 ids.
         init: the initial values of a row.
         bounds: limits of a weight, applied after each update.
+        use_cvm: begin each row with log(show + 1) and log(click + 1) - log(show + 1) of the pooled
+            show and click of CTR rows; without, the two are dropped. No gradient goes there.
         dtype: torch.float32 or torch.float64.
 
     `forward(batch)` returns a tensor [batch, num_features, dim] or, without pooling,
@@ -87,8 +92,9 @@ class SparseEmbedding(torch.nn.Module):
         table: str | None = None,
         spaces: Mapping[str, str] | None = {},
         padding_key: int | None = None,
-        init: Init = Uniform(0.01),  # noqa: B008 (a frozen value)
+        init: Init = DEFAULT_INIT,
         bounds: tuple[float, float] | None = None,
+        use_cvm: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -96,6 +102,7 @@ class SparseEmbedding(torch.nn.Module):
         self.dim, self.pooling, self.table = dim, pooling, table
         self.spaces = None if spaces is None else dict(spaces)
         self.padding_key, self.init, self.bounds = padding_key, init, bounds
+        self.use_cvm = use_cvm
         self.dtype = _DTYPES.get(dtype, "")
         self._check(dtype)
         self.source: RowSource | None = None
@@ -119,6 +126,8 @@ class SparseEmbedding(torch.nn.Module):
             raise SettingError(
                 f"SparseEmbedding.pooling must be one of {get_args(Pooling)}, got {self.pooling!r}"
             )
+        if type(self.use_cvm) is not bool:
+            raise SettingError(f"SparseEmbedding.use_cvm must be a bool, got {self.use_cvm!r}")
         if not self.dtype:
             raise SettingError(
                 f"SparseEmbedding.dtype must be torch.float32 or torch.float64, got {dtype}"
@@ -153,15 +162,25 @@ class SparseEmbedding(torch.nn.Module):
         rows, keys = self.source.rows(cast("str", self.table), self.features, batch)
         bags = [keys.bags[feature] for feature in self.features]
         if self.pooling == "none":
+            seen = self._seen(rows)
             return {
-                feature: _unpooled(rows, keys, bag)
+                feature: _unpooled(seen, keys, bag)
                 for feature, bag in zip(self.features, bags, strict=True)
             }
-        return pool(rows, _layout(keys, bags, self))
+        return self._seen(pool(rows, _layout(keys, bags, self)))
+
+    def _seen(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the model sees of rows [..., pull_dim], which begin with show and click in a CTR
+        table: [..., dim].
+        """
+        if self.use_cvm:
+            return cvm(rows)
+        return rows if rows.shape[-1] == self.dim else rows[..., NUM_COUNTS:]
 
     def extra_repr(self) -> str:
         """Say what the module reads."""
-        return f"features={self.features}, dim={self.dim}, pooling={self.pooling!r}"
+        cvm = ", use_cvm=True" if self.use_cvm else ""
+        return f"features={self.features}, dim={self.dim}, pooling={self.pooling!r}{cvm}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "source": None}  # a copy or a pickle is not connected
@@ -170,6 +189,16 @@ class SparseEmbedding(torch.nn.Module):
 # A compiled model calls this as it is: numpy and kernels have no place in a graph. The lazy form of
 # torch.compiler.disable, which would import the compiler, a second or so, for those without it too.
 _uncompiled = _disable_dynamo(SparseEmbedding._read)
+
+
+def cvm(rows: torch.Tensor) -> torch.Tensor:
+    """Replace show and click, at the head of rows [..., 2 + k], by the logarithms of the reference.
+
+    y0 = log(show + 1), y1 = log(click + 1) - log(show + 1) (Paddle, cvm_op.h 00444507). The two get
+    no gradient: a push brings the counts themselves.
+    """
+    show, click = rows[..., :NUM_COUNTS].detach().clamp_min(0.0).log1p().unbind(-1)
+    return torch.cat([torch.stack([show, click - show], -1), rows[..., NUM_COUNTS:]], -1)
 
 
 def sparse_embeddings(model: torch.nn.Module) -> Iterator[SparseEmbedding]:

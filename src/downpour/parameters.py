@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from downpour.errors import NonFiniteError, PlanError
-from downpour.plan.program import plan_name
+from downpour.plan.specs import plan_name
 from downpour.tables.batches import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from downpour.plan.program import DenseTableSpec
+    from downpour.plan.specs import DenseTableSpec
     from downpour.transport import Floats
 
 
@@ -24,11 +24,7 @@ def dense_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 class DenseBlock:
-    """The parameters of one dense table and their gradients, summed over a window of batches.
-
-    `grad` [size] is the last batch's, `total` the window's so far; `names` are the parameters
-    that got one in the window, the others' part of `total` is 0.
-    """
+    """The parameters of one dense table, and their last gradients as one array, `grad` [size]."""
 
     def __init__(self, spec: DenseTableSpec, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         self.spec = spec
@@ -42,12 +38,9 @@ class DenseBlock:
                     f"{list(section.shape)}, and the model {got}; plan it with this model"
                 )
             self.parameters[section.name] = parameter
+        self.sections = {section.name: section for section in spec.sections}
         self.grad: Any = np.zeros(spec.size, spec.dtype)
-        self.total: Any = np.zeros(spec.size, spec.dtype)
-        self._grads = self._views(self.grad)
-        self._reached: list[str] = []
-        self.names: set[str] = set()
-        self.num_batches = 0
+        self._grads = dict(zip(self.parameters, self._views(self.grad), strict=True))
 
     def read(self) -> Floats:
         """The parameters' values, [size]."""
@@ -62,40 +55,79 @@ class DenseBlock:
             for view, parameter in zip(self._views(flat), self.parameters.values(), strict=True):
                 parameter.copy_(view)
 
-    def collect(self, loss: str) -> None:
-        """Take the gradients from the parameters into `grad`; NonFiniteError names a bad one."""
-        self._reached = []
-        for view, (name, parameter) in zip(self._grads, self.parameters.items(), strict=True):
-            if parameter.grad is None:
+    def collect(self, loss: str, names: tuple[str, ...]) -> list[str]:
+        """Take the gradients of these parameters into `grad`, 0 for others; those that have one.
+
+        Raises NonFiniteError, which names the parameter.
+        """
+        if len(names) < len(self.parameters):
+            self.grad.fill(0.0)
+        reached = []
+        for name in names:
+            view, grad = self._grads[name], self.parameters[name].grad
+            if grad is None:
                 view.zero_()
             else:
-                grad = parameter.grad
                 view.copy_(grad.to_dense() if grad.is_sparse else grad)
-                self._reached.append(name)
-        if is_finite(self.grad):
-            return
-        bad = next(
-            section.name for section in self.spec.sections if not is_finite(self.grad[section.span])
-        )
-        raise NonFiniteError(
-            f"loss {loss!r}: the gradient of parameter {bad!r} holds NaN or infinity; nothing of "
-            "this step was applied"
-        )
-
-    def add(self) -> None:
-        """Count the last batch's gradient in."""
-        if self.num_batches == 0:
-            np.copyto(self.total, self.grad)
-        else:
-            self.total += self.grad
-        self.names.update(self._reached)
-        self.num_batches += 1
-
-    def reset(self) -> None:
-        """Begin the next window."""
-        self.names.clear()
-        self.num_batches = 0
+                reached.append(name)
+        if not is_finite(self.grad):
+            bad = next(name for name in names if not is_finite(self.grad[self.sections[name].span]))
+            raise NonFiniteError(
+                f"loss {loss!r}: the gradient of parameter {bad!r} holds NaN or infinity; nothing "
+                "of this step was applied"
+            )
+        return reached
 
     def _views(self, flat: Floats) -> list[torch.Tensor]:
         block = torch.from_numpy(flat)
         return [block[section.span].view(section.shape) for section in self.spec.sections]
+
+
+class Window:
+    """What one program's batches have added to the gradient of a dense table since its last push.
+
+    `total` [size] is their sum; `names` are the parameters that got a gradient, the others' part of
+    `total` is 0.
+    """
+
+    def __init__(self, block: DenseBlock, every: int) -> None:
+        self.block, self.every = block, every
+        self.total: Any = block.grad if every == 1 else np.zeros_like(block.grad)
+        self.names: set[str] = set()
+        self.num_batches = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the batches are as many as a push has."""
+        return self.num_batches >= self.every
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the push is due after one more batch."""
+        return self.num_batches + 1 >= self.every
+
+    def check(self, loss: str) -> None:
+        """Raise NonFiniteError where the block's gradient could not be counted in."""
+        if self.num_batches == 0 or self.every == 1:
+            return
+        with np.errstate(over="ignore"):
+            summed = self.total + self.block.grad
+        if not is_finite(summed):
+            raise NonFiniteError(
+                f"loss {loss!r}: the gradients of table {self.block.spec.name!r} sum to infinity "
+                f"over {self.num_batches + 1} batches; nothing of this step was applied"
+            )
+
+    def add(self, reached: list[str]) -> None:
+        """Count the block's gradient of a batch in."""
+        if self.every > 1 and self.num_batches == 0:
+            np.copyto(self.total, self.block.grad)
+        elif self.every > 1:
+            self.total += self.block.grad
+        self.names.update(reached)
+        self.num_batches += 1
+
+    def reset(self) -> None:
+        """Begin the next one."""
+        self.names.clear()
+        self.num_batches = 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import FunctionType, NoneType
@@ -16,7 +15,9 @@ from downpour.errors import SettingError
 from downpour.features import Batch
 from downpour.metrics import click_metrics
 from downpour.optimizer import DownpourSGD
-from downpour.plan.minimize import named_losses
+from downpour.plan.losses import named_losses
+from downpour.settings import short
+from downpour.strategy import Strategy
 
 if TYPE_CHECKING:
     from typing import Self
@@ -61,6 +62,7 @@ class Run:
             program; the programs run in order on each batch.
         data: where training batches come from: `Files`, `Frame`, or a `Source` of your own.
         optimizer: the rules of the tables.
+        startup, parameter_list, no_grad_set, strategy: as in `DownpourSGD.minimize`.
         eval_data: held-back batches, evaluated after each epoch: AUC, logloss and COPC.
         predict: (model, batch) -> probabilities [batch]; by default the sigmoid of what the model
             returns. Evaluation and `downpour predict` use it.
@@ -77,6 +79,10 @@ class Run:
     losses: Callable[..., Any] | Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]]
     data: Source
     optimizer: DownpourSGD
+    startup: Callable[[Any], Any] | Mapping[str, Any] | None = None
+    parameter_list: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None
+    no_grad_set: Iterable[Any] = ()
+    strategy: Strategy | Mapping[str, Any] | None = None
     eval_data: Source | None = None
     predict: Predict = sigmoid_of_model
     label: str | None = None
@@ -105,6 +111,10 @@ class Run:
         named_losses(self.losses)
         self._require("model", torch.nn.Module, "a torch.nn.Module, made, not its class")
         self._require("optimizer", DownpourSGD, "a DownpourSGD")
+        if self.strategy is not None:
+            object.__setattr__(self, "strategy", Strategy.of(self.strategy))
+        for name in ("parameter_list", "no_grad_set"):
+            object.__setattr__(self, name, _kept(getattr(self, name)))
         self._require("data", Source, "a Source, which has batches(epoch) and num_batches()")
         if self.eval_data is not None:
             self._require("eval_data", Source, "a Source or None")
@@ -152,6 +162,10 @@ class Run:
                 field.name: _plain(getattr(self.optimizer, field.name))
                 for field in fields(self.optimizer)
             },
+            "startup": None if self.startup is None else type(self.startup).__name__,
+            "parameter_list": _plain(self.parameter_list),
+            "no_grad_set": _plain(self.no_grad_set),
+            "strategy": None if self.strategy is None else short(self.strategy),
             "eval_data": None if self.eval_data is None else repr(self.eval_data),
             "predict": _plain(self.predict),
             "label": self.label,
@@ -163,11 +177,16 @@ class Run:
         }
 
 
+def _kept(names: Any) -> Any:
+    """What may be gone through more than once; what is no list is refused when planning."""
+    if isinstance(names, Mapping):
+        return {loss: _kept(own) for loss, own in names.items()}
+    return tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else names
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)  # JSON has no infinity
     if isinstance(value, FunctionType):
         return value.__name__
     return value if value is None or isinstance(value, (int, float, str)) else repr(value)

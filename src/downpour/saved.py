@@ -18,7 +18,7 @@ from downpour.data import Files, Schema
 from downpour.data.paths import format_of
 from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
-from downpour.plan.program import plan_name
+from downpour.plan.specs import plan_name
 from downpour.target import add_import_path
 from downpour.worker import Worker
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from downpour.features import Batch
-    from downpour.plan.program import Plan
+    from downpour.plan.plan import Plan
     from downpour.run import Predict, Run
 
 MODEL_FOLDER = "model"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from downpour.errors import TableError
-from downpour.tables import DenseTable, SparseTable
+from downpour.tables import DenseTable, sparse_table
 from downpour.transport import DenseState, DenseStats, SparseState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from downpour.plan.program import Plan
+    from downpour.accessor import Rates
+    from downpour.plan.plan import Plan
     from downpour.tables import TableStats
     from downpour.transport import Floats, Keys, Rows
 
@@ -31,7 +32,8 @@ class Server:
 
     def __init__(self, plan: Plan, *, shard: int = 0, num_shards: int = 1) -> None:
         self.sparse = {
-            spec.name: SparseTable(spec.name, spec.accessor, seed=spec.seed) for spec in plan.sparse
+            spec.name: sparse_table(spec.name, spec.accessor, seed=spec.seed)
+            for spec in plan.sparse
         }
         self.dense = {
             spec.name: DenseTable(spec.name, spec.sections, spec.rule, spec.dtype)
@@ -48,9 +50,9 @@ class Server:
         """See Transport."""
         _of(self.sparse, table).read(keys, rows, out)
 
-    def update(self, table: str, rows: Rows, grads: Floats, *, step: int, lr: float) -> None:
+    def update(self, table: str, rows: Rows, pushes: Floats, *, step: int, lr: Rates) -> None:
         """See Transport."""
-        _of(self.sparse, table).update(rows, grads, step=step, lr=lr)
+        _of(self.sparse, table).update(rows, pushes, step=step, lr=lr)
 
     def set(self, table: str, keys: Keys, weights: Floats) -> None:
         """See Transport."""
@@ -77,13 +79,15 @@ class Server:
     def export(self, table: str) -> SparseState:
         """See Transport."""
         own = _of(self.sparse, table)
-        return SparseState(*own.export(), own.step, own.log_decay)
+        keys, weights, state, *statistics = own.export()
+        return SparseState(keys, weights, state, own.step, own.log_decay, *statistics)
 
     def restore(self, table: str, state: SparseState) -> None:
         """See Transport."""
-        _of(self.sparse, table).restore(
-            state.keys, state.weights, state.state, step=state.step, log_decay=state.log_decay
-        )
+        own = _of(self.sparse, table)
+        statistics = () if state.statistics is None else (state.statistics,)
+        rows = (state.keys, state.weights, state.state, *statistics)
+        own.restore(*rows, step=state.step, log_decay=state.log_decay)
 
     def export_dense(self, table: str) -> DenseState:
         """See Transport."""

@@ -16,6 +16,7 @@ import torch
 
 from downpour import folder as run_folder
 from downpour import saved
+from downpour.accessor import CtrAccessor
 from downpour.checkpoint import write_whole
 from downpour.client import embedded
 from downpour.data.ahead import read_ahead
@@ -24,12 +25,13 @@ from downpour.evaluate import Evaluation, evaluate, inference, label_of
 from downpour.events import EventWriter
 from downpour.history import History
 from downpour.metrics import require_binary
-from downpour.plan.minimize import named_losses
+from downpour.plan.losses import named_losses
 from downpour.progress import Progress
 from downpour.report import write_report
 from downpour.sketch import DistinctCount
 from downpour.stopping import Stopping
 from downpour.tables import TableStats, kernels
+from downpour.tables.pushes import PUSH_CLICK, PUSH_SHOW
 from downpour.worker import Worker
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from downpour.features import Batch
-    from downpour.plan.program import Plan
+    from downpour.plan.plan import Plan
     from downpour.run import EarlyStop, Run
 
 TABLES_EVERY = 10  # steps between two looks at the tables' sizes
@@ -277,7 +279,11 @@ class Trainer:
         with embedded(self.plan) as client:
             for spec in self.plan.sparse:
                 located = client.locate(spec.name, np.zeros(1, np.uint64), create=True)
-                client.update(located, np.zeros_like(client.read(located)))
+                pushes = np.zeros((1, spec.accessor.push_dim), spec.accessor.numpy_dtype)
+                if isinstance(spec.accessor, CtrAccessor):
+                    pushes[:, [PUSH_SHOW, PUSH_CLICK]] = 2e6, 1e6  # it gets its embedx
+                client.update(located, pushes)
+                client.read(located)
             for block in self.plan.dense:
                 grad = np.zeros(block.size, block.dtype)
                 client.push_dense(block.name, grad, [section.name for section in block.sections])
@@ -353,7 +359,26 @@ def is_compiled() -> bool:
 
 def make_plan(run: Run) -> Plan:
     """Plan a run's losses with its first batch. DataError where there is none."""
+    return plan_with(run, first_batch(run))
+
+
+def first_batch(run: Run) -> Batch:
+    """The first batch of a run's data that has a sample. DataError where there is none."""
     for batch in run.data.batches(0):
         if batch.size:
-            return run.optimizer.minimize(run.losses, model=run.model, example=batch, seed=run.seed)
+            return batch
     raise DataError(f"trained on nothing: {run.data!r} gave no sample")
+
+
+def plan_with(run: Run, example: Batch) -> Plan:
+    """Plan a run's losses with an example batch."""
+    return run.optimizer.minimize(
+        run.losses,
+        model=run.model,
+        example=example,
+        startup=run.startup,
+        parameter_list=run.parameter_list,
+        no_grad_set=run.no_grad_set,
+        strategy=run.strategy,
+        seed=run.seed,
+    )

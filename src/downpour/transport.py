@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from downpour.accessor import Rates
     from downpour.tables import TableStats
 
     Keys: TypeAlias = NDArray[np.uint64]
@@ -28,13 +29,17 @@ class DenseStats:
 
 @dataclass(frozen=True, slots=True)
 class SparseState:
-    """Rows of a sparse table: keys [n] rising, weights [n, dim], rule state [n, state_dim]."""
+    """Rows of a sparse table: keys [n] rising, weights [n, dim], rule state [n, state_dim].
+
+    `statistics` [n] are those of CTR rows, a structured array (see `CtrTable.export`), or None.
+    """
 
     keys: Keys
     weights: Floats
     state: Floats
     step: int
     log_decay: float
+    statistics: NDArray[np.void] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,13 @@ class Transport(Protocol):
         """The server's row number of each key; without `create` -1 where there is none."""
 
     def read(self, table: str, keys: Keys, rows: Rows, out: Floats) -> None:
-        """The weights of located rows, [n, dim], as of now; row -1 gives the initial row."""
+        """Located rows as of now, [n, pull_dim]; row -1 gives the initial row."""
 
-    def update(self, table: str, rows: Rows, grads: Floats, *, step: int, lr: float) -> None:
-        """One step of the table's rule on located rows; also without any, so that time passes."""
+    def update(self, table: str, rows: Rows, pushes: Floats, *, step: int, lr: Rates) -> None:
+        """One step of the table's rules on located rows; also without any, so that time passes.
+
+        `pushes` [n, push_dim] are gradients, of CTR rows with slot, show, click and places before.
+        """
 
     def set(self, table: str, keys: Keys, weights: Floats) -> None:
         """Write rows of any keys, the last one of each; the rule's state is the initial one."""

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
 import torch
 
-from downpour.errors import NonFiniteError, PlanError
+from downpour.errors import PlanError
+from downpour.gradients import Gradients
 from downpour.lookup import TableKeys, joined_keys, table_keys
 from downpour.nn import sparse_embeddings
-from downpour.parameters import DenseBlock, dense_parameters
-from downpour.plan.program import Compute, PullDense, PullSparse, PushDense, PushSparse
-from downpour.tables.batches import dedup, is_finite, segment_sum
+from downpour.no_grad import modules_named, outputs_detached
+from downpour.parameters import DenseBlock, Window, dense_parameters
+from downpour.plan.program import (
+    Compute,
+    PullDense,
+    PullSparse,
+    PushDense,
+    PushSparse,
+    WeighSamples,
+)
+from downpour.plan.startup import start
+from downpour.step import Lookup, Step
 from downpour.team import Chore, with_torch_threads
+from downpour.weighing import weighed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
-    from downpour.client import Client, Located
+    from downpour.client import Client
     from downpour.features import Batch
-    from downpour.plan.program import Op, Plan, Program
-    from downpour.transport import Floats
+    from downpour.plan.plan import Plan
+    from downpour.plan.program import Op
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,54 +45,10 @@ class StepResult:
     samples: int
 
 
-@dataclass(slots=True)
-class Lookup:
-    """The keys that one op reads for a batch, their places, and once pulled their rows."""
-
-    op: PullSparse
-    keys: TableKeys
-    located: Located
-    rows: torch.Tensor | None = None
-
-    def features_of(self, bad_rows: np.ndarray) -> list[str]:
-        """The features with an id whose row is among those of the mask [num_unique]."""
-        inverse = self.keys.inverse
-        return [
-            name
-            for name, bag in self.keys.bags.items()
-            if bad_rows[inverse[bag.start : bag.stop]].any()
-        ]
-
-
-@dataclass(slots=True)
-class _Step:
-    """What one step has pulled and what it is about to push."""
-
-    program: Program
-    batch: Batch
-    lookups: list[Lookup]  # of `batch`, by prefetch
-    others: list[tuple[Batch, Lookup]] = field(default_factory=list)  # batches made on the way
-    loss: float = 0.0
-    grads: dict[tuple[str, tuple[str, ...]], tuple[Located, Floats]] = field(default_factory=dict)
-
-    def all_lookups(self) -> list[Lookup]:
-        """Those of the step's batch, and those of the batches made on the way."""
-        return [*self.lookups, *(lookup for _, lookup in self.others)]
-
-    def pushed(self, op: PullSparse | PushSparse) -> list[Lookup]:
-        """All lookups of an op that the loss has reached."""
-        return [
-            lookup
-            for lookup in self.all_lookups()
-            if (lookup.op.table, lookup.op.features) == (op.table, op.features)
-            and lookup.rows is not None
-            and lookup.rows.grad is not None
-        ]
-
-
 class Worker:
     """Interprets the programs of `plan` for `model`, whose tables `client` reads and updates.
 
+    Dense tables that have no weights yet get those of the plan's `startup`, or the model's own.
     The model's SparseEmbeddings read through this worker from now on: in a step rows are made
     where they are missing, outside one an unknown id has its initial row and none is made.
     `phases_s`: seconds spent in each phase of the steps so far.
@@ -95,13 +61,26 @@ class Worker:
         self.phases_s: dict[str, float] = defaultdict(float)
         self._parameters = dense_parameters(model)
         self._blocks = {spec.name: DenseBlock(spec, self._parameters) for spec in plan.dense}
+        start(plan, model)
         for name, block in self._blocks.items():
             client.init_dense(name, block.read())
-        self._modules = list(sparse_embeddings(model))
-        for module in self._modules:
+        self._windows = {
+            (program.name, op.table): Window(self._blocks[op.table], op.every)
+            for program in plan.programs.values()
+            for op in program.ops_of(PushDense)
+        }
+        self._detached = {
+            op.loss: modules_named(model, op.detached)
+            for program in plan.programs.values()
+            for op in program.ops_of(Compute)
+        }
+        self._gradients = Gradients(plan, client, self._blocks, self._windows, self._parameters)
+        # Batches since the last pull, by program and table.
+        self._since_pull: dict[tuple[str, str], int] = defaultdict(int)
+        for module in sparse_embeddings(model):
             module.connect(self)
         self._ahead: list[tuple[str, Batch, Chore[list[Lookup]]]] = []
-        self._current: _Step | None = None
+        self._current: Step | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +102,7 @@ class Worker:
         The values are read in that step, after all that came before it has been pushed. Steps are
         expected in the order of these calls.
         """
-        ops = self._pulls(program)
+        ops = self.plan.program(program).ops_of(PullSparse)
         self._ahead.append((program, batch, Chore(self._look_up(ops, batch))))
 
     def step(self, program: str, batch: Batch) -> StepResult:
@@ -141,13 +120,16 @@ class Worker:
     def _step(self, program: str, batch: Batch) -> StepResult:
         plan = self.plan.program(program)
         with self._timed("wait for keys"):
-            work = _Step(plan, batch, self._prepared(program, batch))
+            work = Step(plan, batch, self._prepared(program, batch))
         self._current = work
         try:
             for op in plan.ops:
                 self._run(op, work)
         finally:
             self._current = None
+        for op in plan.ops_of(PullDense):
+            since = self._since_pull[program, op.table] + 1
+            self._since_pull[program, op.table] = since % op.every
         return StepResult(work.loss, batch.size)
 
     def pull_dense(self) -> None:
@@ -156,9 +138,10 @@ class Worker:
             block.write(self.client.pull_dense(name))
 
     def flush(self) -> None:
-        """Push the dense gradients of windows that are not full."""
-        for block in self._blocks.values():
-            self._push_dense(block)
+        """Push the dense gradients of windows that are not full; new ones begin with a pull."""
+        for window in self._windows.values():
+            self._push_dense(window)
+        self._since_pull.clear()
 
     def rows(
         self, table: str, features: tuple[str, ...], batch: Batch
@@ -168,22 +151,25 @@ class Worker:
             op = PullSparse(table, features)
             lookup = self._look_up_one(op, batch, create=False)
             return self._pulled(lookup, requires_grad=False), lookup.keys
-        lookups = list(self._lookups(self._current, table, features, batch))
-        parts = [self._pulled(lookup, requires_grad=True) for lookup in lookups]
+        work = self._current
+        lookups = list(self._lookups(work, table, features, batch))
+        parts = [
+            self._pulled(lookup, requires_grad=self._learns(lookup.op, work)) for lookup in lookups
+        ]
         keys = joined_keys([lookup.keys for lookup in lookups])
         return (parts[0] if len(parts) == 1 else torch.cat(parts)), keys
-
-    def _pulls(self, program: str) -> list[PullSparse]:
-        return [op for op in self.plan.program(program).ops if isinstance(op, PullSparse)]
 
     def _prepared(self, program: str, batch: Batch) -> list[Lookup]:
         for place, (name, ahead, chore) in enumerate(self._ahead):
             if name == program and ahead is batch:
                 del self._ahead[: place + 1]  # what was to come before it was passed over
                 return chore.result()
-        return Chore(self._look_up(self._pulls(program), batch)).result()
+        ops = self.plan.program(program).ops_of(PullSparse)
+        return Chore(self._look_up(ops, batch)).result()
 
-    def _look_up(self, ops: list[PullSparse], batch: Batch) -> Generator[None, None, list[Lookup]]:
+    def _look_up(
+        self, ops: Sequence[PullSparse], batch: Batch
+    ) -> Generator[None, None, list[Lookup]]:
         """Find the rows of each op; a stage for its keys, and one for their places."""
         lookups = []
         for op in ops:
@@ -199,10 +185,10 @@ class Worker:
         return Lookup(op, keys, self.client.locate(op.table, keys.unique, create=create))
 
     def _lookups(
-        self, work: _Step, table: str, features: tuple[str, ...], batch: Batch
+        self, work: Step, table: str, features: tuple[str, ...], batch: Batch
     ) -> Iterator[Lookup]:
         """The step's lookups that together hold these features of a batch."""
-        planned = [op for op in work.program.ops if isinstance(op, PullSparse)]
+        planned = work.program.ops_of(PullSparse)
         ops = [op for op in planned if op.table == table and {*op.features} & {*features}]
         unplanned = {*features} - {name for op in ops for name in op.features}
         if unplanned:
@@ -216,9 +202,7 @@ class Worker:
             else:
                 yield self._other(work, op, batch, features)
 
-    def _other(
-        self, work: _Step, op: PullSparse, batch: Batch, features: tuple[str, ...]
-    ) -> Lookup:
+    def _other(self, work: Step, op: PullSparse, batch: Batch, features: tuple[str, ...]) -> Lookup:
         """The lookup of a batch that the loss made of its own, as sampled negatives.
 
         It may lack features of the op, but none of `features`.
@@ -242,124 +226,68 @@ class Worker:
                 lookup.rows.requires_grad_(requires_grad)
         return lookup.rows
 
-    def _run(self, op: Op, work: _Step) -> None:
+    def _run(self, op: Op, work: Step) -> None:
         match op:
             case PullDense(table):
-                block = self._blocks[table]
-                if block.num_batches == 0:
+                if self._since_pull[work.program.name, table] == 0:
                     with self._timed("pull"):
-                        block.write(self.client.pull_dense(table))
+                        self._blocks[table].write(self.client.pull_dense(table))
             case PullSparse():
                 for lookup in work.lookups:
                     if lookup.op == op:
-                        self._pulled(lookup, requires_grad=True)
-            case Compute(loss):
-                self._compute(loss, work)
-            case PushSparse(table, features):
+                        self._pulled(lookup, requires_grad=self._learns(op, work))
+            case WeighSamples():
+                self._weigh(op, work)
+            case Compute():
+                self._compute(op, work)
+            case PushSparse():
                 with self._timed("push"):
-                    if (table, features) in work.grads:
-                        self.client.update(*work.grads[table, features])
+                    if op in work.pushes:
+                        self.client.update(*work.pushes[op])
             case PushDense(table):
-                block = self._blocks[table]
-                block.add()
-                if block.num_batches == self.plan.window:
-                    self._push_dense(block)
+                window = self._windows[work.program.name, table]
+                window.add(work.reached[table])
+                if window.is_due:
+                    self._push_dense(window)
 
-    def _push_dense(self, block: DenseBlock) -> None:
-        if block.num_batches:
-            with self._timed("push"):
-                if block.names:
-                    self.client.push_dense(block.spec.name, block.total, block.names)
-                block.reset()
+    def _push_dense(self, window: Window) -> None:
+        if not window.num_batches:
+            return
+        with self._timed("push"):
+            try:
+                if window.names:
+                    self.client.push_dense(window.block.spec.name, window.total, window.names)
+            finally:  # a push that was refused must not keep the next ones from being due
+                window.reset()
 
-    def _compute(self, loss: str, work: _Step) -> None:
-        function = self.plan.loss(loss)
-        with self._timed("forward"):
-            for parameter in self._parameters.values():
-                parameter.grad = None
-            value = function(self.model, work.batch)
-        with self._timed("backward"):
-            if value.requires_grad:
-                torch.autograd.backward(value)
-            work.loss = float(value.detach())
+    def _learns(self, op: PullSparse, work: Step) -> bool:
+        """Whether a gradient of the op's rows is wanted, or to be refused if one comes."""
+        return op.table not in work.program.no_grad
+
+    def _weigh(self, op: WeighSamples, work: Step) -> None:
+        """Replace the step's batch by one whose rarely shown samples weigh more."""
+        lookup = next(
+            it for it in work.lookups if it.op.table == op.table and op.feature in it.op.features
+        )
+        rows = self._pulled(lookup, requires_grad=self._learns(lookup.op, work))
+        work.batch = weighed(op, work.batch, lookup, rows.detach().numpy())
+
+    def _compute(self, op: Compute, work: Step) -> None:
+        function = self.plan.loss(op.loss)
+        with outputs_detached(self._detached[op.loss]):  # also in backward, which may run it again
+            with self._timed("forward"):
+                for parameter in self._parameters.values():
+                    parameter.grad = None
+                value = function(self.model, work.batch)
+            with self._timed("backward"):
+                if value.requires_grad:
+                    torch.autograd.backward(value)
+                work.loss = float(value.detach())
         with self._timed("check"):
-            self._collect(loss, work)
-
-    def _collect(self, loss: str, work: _Step) -> None:
-        """Check and clip all gradients, before the first is pushed."""
-        if not np.isfinite(work.loss):
-            raise NonFiniteError(
-                f"loss {loss!r} is {work.loss}; nothing of this step was applied. A smaller "
-                "learning rate or DownpourSGD(clip=ClipByNorm(...)) may help"
-            )
-        blocks = [self._blocks[op.table] for op in work.program.ops if isinstance(op, PushDense)]
-        self._refuse_unplanned(work.program, blocks)
-        self._refuse_fixed(work)
-        for block in blocks:
-            block.collect(loss)
-            if block.num_batches + 1 == self.plan.window:
-                self.client.next_step(block.spec.name)
-        for op in work.program.ops:
-            if isinstance(op, PushSparse) and (reached := work.pushed(op)):
-                work.grads[op.table, op.features] = self._merged(loss, op, reached)
-                self.client.next_step(op.table)
-        if self.plan.clip is not None:
-            rows = [grads for _, grads in work.grads.values()]
-            self.plan.clip.apply([*rows, *(block.grad for block in blocks)])
-
-    def _merged(self, loss: str, op: PushSparse, lookups: list[Lookup]) -> tuple[Located, Floats]:
-        """One gradient a distinct key, [num_keys, dim]."""
-        grads = [_grad_of(lookup) for lookup in lookups]
-        for lookup, grad in zip(lookups, grads, strict=True):
-            if not is_finite(grad):
-                features = lookup.features_of(~np.isfinite(grad).all(axis=1))
-                raise NonFiniteError(
-                    f"loss {loss!r}: the gradient of feature {', '.join(features)} (table "
-                    f"{op.table!r}) holds NaN or infinity; nothing of this step was applied"
-                )
-        if len(lookups) == 1:
-            return lookups[0].located, grads[0]
-        keys, inverse = dedup(np.concatenate([lookup.keys.unique for lookup in lookups]))
-        summed = segment_sum(np.concatenate(grads), inverse, len(keys))
-        if not is_finite(summed):
-            raise NonFiniteError(
-                f"loss {loss!r}: the gradients of table {op.table!r} sum to infinity; nothing of "
-                "this step was applied"
-            )
-        return self.client.locate(op.table, keys, create=True), summed
-
-    def _refuse_unplanned(self, program: Program, blocks: list[DenseBlock]) -> None:
-        planned = {name for block in blocks for name in block.parameters}
-        for name, parameter in self._parameters.items():
-            if parameter.grad is not None and name not in planned:
-                raise PlanError(
-                    f"program {program.name!r} reaches parameter {name!r}, which it did not on the "
-                    "example batch that it was planned with; nothing of this step was applied"
-                )
-
-    def _refuse_fixed(self, work: _Step) -> None:
-        """A feature that the plan pulls and does not push must get no gradient."""
-        pushed = {(op.table, op.features) for op in work.program.ops if isinstance(op, PushSparse)}
-        for lookup in work.all_lookups():
-            fixed = (lookup.op.table, lookup.op.features) not in pushed
-            if fixed and lookup.rows is not None and lookup.rows.grad is not None:
-                reached = (lookup.rows.grad != 0).any(dim=1).numpy()
-                if reached.any():
-                    names = ", ".join(lookup.features_of(reached))
-                    raise PlanError(
-                        f"program {work.program.name!r} reaches feature {names} of table "
-                        f"{lookup.op.table!r}, which it did not on the example batch that it was "
-                        "planned with; nothing of this step was applied"
-                    )
+            self._gradients.collect(op.loss, work)
 
     def _timed(self, phase: str) -> _Timer:
         return _Timer(self.phases_s, phase)
-
-
-def _grad_of(lookup: Lookup) -> Any:
-    assert lookup.rows is not None
-    assert lookup.rows.grad is not None
-    return lookup.rows.grad.numpy()
 
 
 class _Timer:

@@ -1,33 +1,38 @@
 """Run a loss once to see what it reads and what its gradient reaches; the model stays as it was.
 
-The gradient that is sent through is NaN, not 1: times a derivative that happens to be 0 on the
-example it is NaN still, and where there is no way for it, as after `rows[:, 1].detach()`, it is 0.
+The gradient that is sent through is NaN, not 1: times a factor that happens to be 0 on the example
+it is NaN still, and where there is no way for it, as after `rows[:, 1].detach()`, it is 0. It is 0
+also where an operation passes none on, as a relu below 0: the example should be large enough for
+some sample to be above.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from downpour.accessor import EmbeddingAccessor
 from downpour.errors import NonFiniteError, PlanError
 from downpour.lookup import joined_keys, table_keys
 from downpour.nn import sparse_embeddings
-from downpour.plan.program import plan_name
+from downpour.no_grad import has_compiler, modules_named, outputs_detached, uncompiled
+from downpour.plan.dataflow import Dataflow
+from downpour.plan.specs import plan_name
 from downpour.tables import SparseTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from downpour.features import Batch
     from downpour.lookup import TableKeys
-    from downpour.plan.program import Loss, SparseTableSpec
+    from downpour.plan.program import Loss
+    from downpour.plan.specs import SparseTableSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +40,41 @@ class Reached:
     """What one loss reads and reaches.
 
     `read`: the features looked up in each table; `learned`: those of them that the gradient has a
-    way to; `parameters`: names of the dense parameters that got one, sorted.
+    way to; `parameters`: names of the dense parameters that got one, sorted; `used`: names of those
+    that it is computed from; `detached`: the modules that ran and were to get no gradient.
     """
 
     read: Mapping[str, tuple[str, ...]]
     learned: Mapping[str, tuple[str, ...]]
     parameters: tuple[str, ...]
+    used: frozenset[str]
+    detached: tuple[str, ...]
 
 
 class _Leaves:
     """Gives rows as one leaf a feature, so that each feature's gradient is seen on its own."""
 
     def __init__(self, tables: Mapping[str, SparseTableSpec]) -> None:
-        self._tables = tables
+        self._specs = tables
+        self._tables: dict[str, SparseTable] = {}
         self.lookups: list[tuple[str, dict[str, torch.Tensor]]] = []
 
     def rows(
         self, table: str, features: tuple[str, ...], batch: Batch
     ) -> tuple[torch.Tensor, TableKeys]:
-        spec = self._tables[table]
+        spec = self._specs[table]
         parts = [table_keys(spec, (feature,), batch) for feature in features]
-        leaves = [_initial_rows(spec, part.unique) for part in parts]
+        leaves = [self._initial_rows(spec, part.unique) for part in parts]
         for leaf in leaves:
             leaf.requires_grad_(torch.is_grad_enabled())
         self.lookups.append((table, dict(zip(features, leaves, strict=True))))
         return torch.cat(leaves), joined_keys(parts)
 
-
-def _initial_rows(spec: SparseTableSpec, keys: NDArray[np.uint64]) -> torch.Tensor:
-    table = SparseTable(spec.name, spec.accessor, seed=spec.seed)
-    return torch.from_numpy(table.pull(keys, create=False))
+    def _initial_rows(self, spec: SparseTableSpec, keys: NDArray[np.uint64]) -> torch.Tensor:
+        if spec.name not in self._tables:
+            assert isinstance(spec.accessor, EmbeddingAccessor)
+            self._tables[spec.name] = SparseTable(spec.name, spec.accessor, seed=spec.seed)
+        return torch.from_numpy(self._tables[spec.name].pull(keys, create=False))
 
 
 def materialise(
@@ -96,16 +106,23 @@ def discover(
     model: torch.nn.Module,
     batch: Batch,
     tables: Mapping[str, SparseTableSpec],
+    detached: Collection[str] = (),
 ) -> Reached:
     """Run `loss` on `batch`, uncompiled, forward and backward; buffers, gradients and random state
-    are put back.
+    are put back. `detached`: modules whose outputs get no gradient.
 
     Raises PlanError if the loss is no scalar or reaches nothing that can be trained, and
     NonFiniteError if it is not finite.
     """
     source = _Leaves(tables)
-    with _connected(model, source), _restored(model), torch.enable_grad():
-        value = _run(name, loss, model, batch)
+    with (
+        _connected(model, source),
+        _restored(model),
+        torch.enable_grad(),
+        outputs_detached(modules_named(model, detached)) as ran,
+    ):
+        with Dataflow(_values(model)) as flow:
+            value = _run(name, loss, model, batch)
         if not bool(torch.isfinite(value)):
             raise NonFiniteError(f"loss {name!r} is {value.item()} on the example batch")
         if value.requires_grad:
@@ -120,7 +137,14 @@ def discover(
             f"loss {name!r} reaches nothing that can be trained: no dense parameter and no row of "
             "a SparseEmbedding gets a gradient from it"
         )
-    return Reached(read, learned, parameters)
+    used = flow.sources_of(value) | {*parameters}
+    return Reached(read, learned, parameters, used, tuple(sorted(ran)))
+
+
+def _values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that have values, by their names in plans."""
+    named = ((plan_name(name), it) for name, it in model.named_parameters())
+    return {name: it for name, it in named if not _is_lazy(it) and it.numel()}
 
 
 def _by_table(
@@ -148,20 +172,21 @@ def _tuples(names: Mapping[str, Mapping[str, None]]) -> dict[str, tuple[str, ...
 
 
 def _run(name: str, loss: Loss, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    with _eager():
-        value = loss(model, batch)
+    had_compiler = has_compiler()
+    try:
+        with uncompiled():
+            value = loss(model, batch)
+    except Exception:
+        if had_compiler or not has_compiler():
+            raise
+        with uncompiled():  # it has loaded the compiler itself, as torch.cond does
+            value = loss(model, batch)
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         got = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise PlanError(f"loss {name!r} must return a scalar tensor, got {got}; take its mean()")
+    if not value.is_floating_point():
+        raise PlanError(f"loss {name!r} must be a real number, got {value.dtype}")
     return value
-
-
-def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Whatever is compiled runs as it was written; nothing is where there is no compiler yet."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 @contextlib.contextmanager
@@ -200,7 +225,9 @@ def _same_buffers(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, buffers in kept:
-            module._buffers.update(buffers)
+            for name, buffer in buffers.items():
+                if module._buffers.get(name) is not buffer:
+                    module._buffers[name] = buffer
         with torch.no_grad():
             for buffer, value in values.items():
                 buffer.copy_(value)

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from downpour.accessor import EmbeddingAccessor
-from downpour.errors import PlanError
-from downpour.nn import sparse_embeddings
+import numpy as np
+import torch
+
+from downpour.data_norm import statistics_of
+from downpour.errors import PlanError, SettingError
+from downpour.features import Batch
 from downpour.parameters import dense_parameters
+from downpour.plan.accessors import planned_table
+from downpour.plan.declared import declared_tables
 from downpour.plan.discover import discover, materialise
-from downpour.plan.program import (
-    Compute,
-    DenseTableSpec,
-    FeatureSpec,
-    Plan,
-    Program,
-    PullDense,
-    PullSparse,
-    PushDense,
-    PushSparse,
-    SparseTableSpec,
-)
+from downpour.plan.fleet_desc import read_file
+from downpour.plan.losses import named_losses
+from downpour.plan.merge import merged
+from downpour.plan.plan import Plan
+from downpour.plan.programs import Trained, programs_of
+from downpour.plan.restrict import restriction
+from downpour.plan.specs import DenseTableSpec
+from downpour.plan.startup import checked_startup
+from downpour.plan.told import told
 from downpour.tables.dense import sections_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
-    import torch
-
-    from downpour.clip import Clip
-    from downpour.features import Batch
-    from downpour.nn import SparseEmbedding
+    from downpour.optimizer import DownpourSGD
     from downpour.plan.discover import Reached
-    from downpour.plan.program import Loss, Op
-    from downpour.rules import Rule
+    from downpour.plan.program import Loss
+    from downpour.plan.restrict import Restriction
+    from downpour.plan.specs import SparseTableSpec
+    from downpour.plan.told import Kind, Told
+    from downpour.strategy import Strategy
 
 
 def plan_losses(
@@ -43,191 +43,161 @@ def plan_losses(
     *,
     model: torch.nn.Module,
     example: Batch,
-    sparse_rule: Callable[[str], Rule],
-    dense_rule: Rule,
-    window: int,
-    clip: Clip | None,
+    optimizer: DownpourSGD,
+    startup: Any,
+    parameter_list: Any,
+    no_grad_set: Any,
+    strategy: Strategy | None,
     seed: int,
 ) -> Plan:
     """Plan the tables and programs of `losses`; see `DownpourSGD.minimize`."""
+    _check_given(model, example)
     named = named_losses(losses)
-    declared = _declared_tables(model, sparse_rule, seed)
+    declared = declared_tables(model, seed)
+    said = told(optimizer, strategy)
+    _refuse_unknown_tables(declared, optimizer, strategy)
+    desc = None
+    if strategy is not None and strategy.fleet_desc_file is not None:
+        desc = read_file(strategy.fleet_desc_file)
+    limits = restriction(model, list(named), declared, parameter_list, no_grad_set)
+    if said.adjust is not None and example.weights is None:
+        example = example.reweighted(np.ones(example.size))  # as every batch will have them
     materialise(named, model, example, declared)
-    reached = {name: discover(name, loss, model, example, declared) for name, loss in named.items()}
-    _refuse_same_names(declared, named)
-    sparse = _numbered(declared, reached)
-    homes = _homes(reached)
-    dense = _dense_tables(reached, homes, model, dense_rule, first_id=len(sparse))
-    programs = {
-        name: Program(name, tuple(_ops(name, what, sparse, homes)))
-        for name, what in reached.items()
+    reached = {
+        name: discover(name, loss, model, example, declared, limits.modules)
+        for name, loss in named.items()
     }
-    return Plan(
-        sparse=sparse, dense=dense, programs=programs, window=window, clip=clip, losses=named
+    _refuse_unrun(limits, reached)
+    statistics = statistics_of(model)
+    trained = {name: _trained(name, what, limits, statistics) for name, what in reached.items()}
+    _refuse_same_names(declared, named)
+    sparse = tuple(
+        planned_table(spec, optimizer, strategy, desc, example)
+        for spec in _with_ids(declared, trained)
+    )
+    dense = _dense_tables(trained, model, said, first_id=len(sparse))
+    programs = programs_of(trained, sparse, dense, said)
+    plan = Plan(sparse=sparse, dense=dense, programs=programs, clip=optimizer.clip, losses=named)
+    plan = merged(plan, optimizer, strategy, desc)
+    return replace(plan, startup=checked_startup(startup, plan, model))
+
+
+def _trained(
+    loss: str, reached: Reached, limits: Restriction, statistics: frozenset[str]
+) -> Trained:
+    """What is left of what a loss reaches."""
+    kept = [name for name in reached.parameters if limits.may_train(loss, name)]
+    fixed = {name for name in reached.parameters if name not in kept}
+    fixed |= {table for table in reached.learned if table in limits.tables}
+    learned = {
+        table: names for table, names in reached.learned.items() if table not in limits.tables
+    }
+    if not kept and not learned:
+        raise PlanError(
+            f"loss {loss!r} reaches nothing that can be trained: parameter_list and no_grad_set "
+            f"leave none of {', '.join(sorted(fixed))}"
+        )
+    return Trained(
+        read=reached.read,
+        learned=learned,
+        parameters=tuple(name for name in kept if name not in statistics),
+        statistics=tuple(name for name in kept if name in statistics),
+        used=reached.used,
+        no_grad=tuple(sorted(fixed)),
+        detached=reached.detached,
     )
 
 
-def named_losses(losses: Loss | Sequence[Loss] | Mapping[str, Loss]) -> dict[str, Loss]:
-    """Losses by the name of their program. Raises PlanError."""
-    if isinstance(losses, Mapping):
-        named = dict(losses)
-        unnamed = [name for name in named if type(name) is not str or not name]
-        if unnamed:
-            raise PlanError(f"the name of a loss must be a text, got {unnamed[0]!r}")
-    else:
-        given: Any = losses
-        is_one = callable(given) or not isinstance(given, Iterable)
-        listed = [given] if is_one else list(given)
-        named = {_name_of(loss): loss for loss in listed}
-        if len(named) < len(listed):
-            names = [_name_of(loss) for loss in listed]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise PlanError(
-                f"two losses are called {twice!r}; name them: {{'first': ..., 'second': ...}}"
-            )
-    if not named:
-        raise PlanError("minimize needs at least one loss, got none")
-    for name, loss in named.items():
-        if not callable(loss):
-            raise PlanError(
-                f"loss {name!r} must be a function (model, batch) -> scalar, got {loss!r}"
-            )
-    return named
+def _check_given(model: object, example: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise PlanError(f"minimize: model must be a torch.nn.Module, got {model!r}")
+    if not isinstance(example, Batch):
+        raise PlanError(f"minimize: example must be a downpour.Batch, got {type(example).__name__}")
 
 
-def _name_of(loss: Any) -> str:
-    name = getattr(loss, "__name__", None)
-    if not callable(loss) or name is None or name == "<lambda>":
+def _refuse_unrun(limits: Restriction, reached: Mapping[str, Reached]) -> None:
+    """A module that no loss calls as a whole has no output to detach."""
+    ran = {name for what in reached.values() for name in what.detached}
+    for name in sorted(limits.modules - ran):
         raise PlanError(
-            f"a loss is named by its function, and {loss!r} has no name; give {{'click': loss}}"
+            f"no_grad_set has module {name!r}, which no loss calls: it only holds others, or a "
+            "method of its own is called; name the modules in it that run, or their parameters"
         )
-    return str(name)
 
 
-def _declared_tables(
-    model: torch.nn.Module, sparse_rule: Callable[[str], Rule], seed: int
-) -> dict[str, SparseTableSpec]:
-    """Every table that a module of the model names, the features of all its modules together."""
-    tables: dict[str, SparseTableSpec] = {}
-    for module in sparse_embeddings(model):
-        spec = _table_of(module, sparse_rule, seed)
-        tables[spec.name] = _joined(tables[spec.name], spec) if spec.name in tables else spec
-    return tables
-
-
-def _table_of(
-    module: SparseEmbedding, sparse_rule: Callable[[str], Rule], seed: int
-) -> SparseTableSpec:
-    name = str(module.table)
-    return SparseTableSpec(
-        id=-1,
-        name=name,
-        accessor=EmbeddingAccessor(
-            dim=module.dim,
-            rule=sparse_rule(name),
-            init=module.init,
-            bounds=module.bounds,
-            dtype=module.dtype,
-        ),
-        features=tuple(FeatureSpec(name=f, space=module.space_of(f)) for f in module.features),
-        padding_key=module.padding_key,
-        seed=seed,
-    )
-
-
-def _joined(first: SparseTableSpec, other: SparseTableSpec) -> SparseTableSpec:
-    """One table for two modules. Raises PlanError where they do not agree."""
-    if first.accessor != other.accessor or first.padding_key != other.padding_key:
-        raise PlanError(
-            f"two SparseEmbeddings share table {first.name!r} and differ: {first.accessor}, "
-            f"padding_key={first.padding_key} and {other.accessor}, padding_key={other.padding_key}"
-        )
-    features = {feature.name: feature for feature in first.features}
-    for feature in other.features:
-        if features.setdefault(feature.name, feature) != feature:
-            raise PlanError(
-                f"feature {feature.name!r} reads table {first.name!r} with the id spaces "
-                f"{features[feature.name].space!r} and {feature.space!r}; give it one"
+def _refuse_unknown_tables(
+    declared: Mapping[str, SparseTableSpec], optimizer: DownpourSGD, strategy: Strategy | None
+) -> None:
+    """Settings of a table that no module of the model names."""
+    given = {"DownpourSGD.sparse has rules for": optimizer.named_tables()}
+    if strategy is not None:
+        given["strategy has settings of"] = tuple(strategy.tables)
+    for what, names in given.items():
+        unknown = [name for name in names if name not in declared]
+        if unknown:
+            raise SettingError(
+                f"{what} {unknown}, which are no tables of the model; it has: "
+                f"{', '.join(declared) or 'none'}"
             )
-    return replace(first, features=tuple(features.values()))
 
 
 def _refuse_same_names(declared: Mapping[str, SparseTableSpec], named: Mapping[str, Loss]) -> None:
     """A sparse table and the dense one of a loss would be told apart by name alone."""
     for name in named:
-        if f"dense.{name}" in declared:
-            raise PlanError(
-                f"sparse table 'dense.{name}' has the name of the dense table of loss {name!r}; "
-                "give SparseEmbedding(table=...) another"
-            )
+        for own in (f"dense.{name}", f"data_norm.{name}"):
+            if own in declared:
+                raise PlanError(
+                    f"sparse table {own!r} has the name of a dense table of loss {name!r}; give "
+                    "SparseEmbedding(table=...) another"
+                )
 
 
-def _numbered(
-    declared: Mapping[str, SparseTableSpec], reached: Mapping[str, Reached]
-) -> tuple[SparseTableSpec, ...]:
+def _with_ids(
+    declared: Mapping[str, SparseTableSpec], trained: Mapping[str, Trained]
+) -> list[SparseTableSpec]:
     """The tables that some loss reads, with ids from 0."""
-    read = {table for what in reached.values() for table in what.read}
+    read = {table for what in trained.values() for table in what.read}
     kept = [spec for name, spec in declared.items() if name in read]
-    return tuple(replace(spec, id=number) for number, spec in enumerate(kept))
-
-
-def _homes(reached: Mapping[str, Reached]) -> dict[str, str]:
-    """The dense table of each parameter: that of the first loss that reaches it."""
-    homes: dict[str, str] = {}
-    for loss, what in reached.items():
-        for parameter in what.parameters:
-            homes.setdefault(parameter, f"dense.{loss}")
-    return homes
+    return [replace(spec, id=number) for number, spec in enumerate(kept)]
 
 
 def _dense_tables(
-    reached: Mapping[str, Reached],
-    homes: Mapping[str, str],
+    trained: Mapping[str, Trained],
     model: torch.nn.Module,
-    rule: Rule,
+    said: Told,
     first_id: int,
 ) -> tuple[DenseTableSpec, ...]:
+    """Each loss's dense table, then its data-norm table: what no loss before it has taken."""
     parameters = dense_parameters(model)
     tables: list[DenseTableSpec] = []
-    for loss in reached:
-        own = sorted(name for name, table in homes.items() if table == f"dense.{loss}")
-        if not own:
-            continue
-        dtypes = {str(parameters[name].dtype).removeprefix("torch.") for name in own}
-        if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
-            raise PlanError(
-                f"the parameters of loss {loss!r} must all be float32 or all float64, got "
-                f"{sorted(dtypes)}"
-            )
-        tables.append(
-            DenseTableSpec(
-                id=first_id + len(tables),
-                name=f"dense.{loss}",
-                rule=rule,
-                sections=sections_of({name: tuple(parameters[name].shape) for name in own}),
-                dtype=dtypes.pop(),
-            )
-        )
+    taken: set[str] = set()
+    for loss, what in trained.items():
+        of_kind: dict[Kind, tuple[str, ...]] = {
+            "dense": what.parameters, "data_norm": what.statistics,
+        }  # fmt: skip
+        for kind, names in of_kind.items():
+            own = [name for name in names if name not in taken]
+            taken.update(own)
+            if own:
+                rule, files = said.tables[kind]
+                tables.append(
+                    DenseTableSpec(
+                        id=first_id + len(tables),
+                        name=f"{kind}.{loss}",
+                        rule=rule,
+                        sections=sections_of({it: tuple(parameters[it].shape) for it in own}),
+                        dtype=_dtype_of({it: parameters[it] for it in own}, loss),
+                        files=files,
+                    )
+                )
     return tuple(tables)
 
 
-def _ops(
-    loss: str, what: Reached, sparse: Sequence[SparseTableSpec], homes: Mapping[str, str]
-) -> list[Op]:
-    """Pull, compute, push. Features that get no gradient are pulled by an op of their own."""
-    dense = sorted({homes[name] for name in what.parameters})
-    pulls: list[Op] = []
-    pushes: list[Op] = []
-    for table in sparse:
-        read = [f.name for f in table.features if f.name in what.read.get(table.name, ())]
-        learned = tuple(name for name in read if name in what.learned.get(table.name, ()))
-        fixed = tuple(name for name in read if name not in learned)
-        pulls += [PullSparse(table.name, group) for group in (learned, fixed) if group]
-        pushes += [PushSparse(table.name, learned)] if learned else []
-    return [
-        *(PullDense(table) for table in dense),
-        *pulls,
-        Compute(loss),
-        *pushes,
-        *(PushDense(table) for table in dense),
-    ]
+def _dtype_of(parameters: Mapping[str, torch.nn.Parameter], loss: str) -> str:
+    dtypes = {str(it.dtype).removeprefix("torch.") for it in parameters.values()}
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
+        raise PlanError(
+            f"the parameters of loss {loss!r} must all be float32 or all float64, got "
+            f"{sorted(dtypes)}"
+        )
+    return dtypes.pop()

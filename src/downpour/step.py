@@ -1,0 +1,79 @@
+"""One step under way: the rows that it has looked up, and what it is about to push."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from downpour.client import Located
+    from downpour.features import Batch
+    from downpour.lookup import TableKeys
+    from downpour.plan.program import Program, PullSparse, PushSparse
+    from downpour.transport import Floats
+
+
+@dataclass(slots=True)
+class Lookup:
+    """The keys that one op reads for a batch, their places, and once pulled their rows."""
+
+    op: PullSparse
+    keys: TableKeys
+    located: Located
+    rows: torch.Tensor | None = None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the rows have a gradient."""
+        return self.rows is not None and self.rows.grad is not None
+
+    @property
+    def grad(self) -> Any:
+        """The gradient of pulled rows, numpy [num_unique, pull_dim]; zeros if it did not come."""
+        assert self.rows is not None
+        if self.rows.grad is None:
+            return np.zeros(tuple(self.rows.shape), self.rows.detach().numpy().dtype)
+        return self.rows.grad.numpy()
+
+    def features_of(self, bad_rows: np.ndarray) -> list[str]:
+        """The features with an id whose row is among those of the mask [num_unique]."""
+        inverse = self.keys.inverse
+        return [
+            name
+            for name, bag in self.keys.bags.items()
+            if bad_rows[inverse[bag.start : bag.stop]].any()
+        ]
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step has pulled and what it is about to push."""
+
+    program: Program
+    batch: Batch
+    lookups: list[Lookup]  # of `batch`, by prefetch
+    others: list[tuple[Batch, Lookup]] = field(default_factory=list)  # batches made on the way
+    loss: float = 0.0
+    pushes: dict[PushSparse, tuple[Located, Floats]] = field(default_factory=dict)
+    reached: dict[str, list[str]] = field(default_factory=dict)  # parameters, by dense table
+
+    def all_lookups(self) -> list[Lookup]:
+        """Those of the step's batch, and those of the batches made on the way."""
+        return [*self.lookups, *(lookup for _, lookup in self.others)]
+
+    def pushed(self, op: PushSparse) -> list[Lookup]:
+        """The lookups of an op that the loss has reached, and the batch's own if it is counted."""
+        return [
+            lookup
+            for lookup in self.all_lookups()
+            if (lookup.op.table, lookup.op.features) == (op.table, op.features)
+            and (lookup.is_reached or (op.counts and self.is_own(lookup)))
+        ]
+
+    def is_own(self, lookup: Lookup) -> bool:
+        """Whether a lookup is of the step's batch; others, as sampled negatives, are not shown."""
+        return any(lookup is planned for planned in self.lookups)
