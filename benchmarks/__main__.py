@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TABLES = "How fast are a sparse table's kernels beside `np.take` on rows of the same width?"
+CTR_TABLE = (
+    "What do rows with statistics and an embedx of their own cost beside plain rows of as many "
+    "weights, at 1 million keys in batches of 100,000?"
+)
 GROWTH = "What does a batch cost while a table grows from empty to 50 million keys?"
 
 
@@ -36,7 +40,9 @@ def run_module(name: str, *, quick: bool) -> Result:
 
 QUESTIONS: dict[str, Callable[..., Result]] = {
     "tables": partial(run_script, "tables", TABLES),
+    "ctr_table": partial(run_script, "ctr_table", CTR_TABLE),
     "growth": partial(run_script, "growth", GROWTH),
+    "planning": partial(run_module, "planning"),
     "startup": partial(run_module, "startup"),
     "train_step": partial(run_module, "train_step"),
     "quality_movielens": partial(run_module, "quality_movielens"),

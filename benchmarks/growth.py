@@ -5,8 +5,6 @@ Each batch of 100 k keys is new, the worst case. `main` prints a JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 import sys
 import time
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.results import print_answer
 from benchmarks.tables import BATCH, SPREAD, make_table
 from downpour.tables.pages import Pages
 
@@ -89,12 +88,5 @@ def summary(milliseconds: list[float]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    print(json.dumps(run(quick=parser.parse_args().quick), indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    print_answer(run, __doc__)

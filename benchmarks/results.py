@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import numpy as np
 from benchmarks.machine import describe_machine, list_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -49,6 +50,13 @@ class Result:
     @staticmethod
     def load(path: Path) -> Result:
         return Result(**json.loads(path.read_text()))
+
+
+def print_answer(run: Callable[..., object], about: str | None) -> None:
+    """The `main` of a question that is a script: print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    print(json.dumps(run(quick=parser.parse_args().quick), indent=1))
 
 
 def spread(values: list[float], unit: str, digits: int = 3) -> dict[str, object]:

@@ -8,15 +8,13 @@ own, so that other work on the machine counts less. `main` prints a JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.results import spread
+from benchmarks.results import print_answer, spread
 from downpour.accessor import EmbeddingAccessor
 from downpour.rules import RowwiseAdagrad
 from downpour.tables import SparseTable, dedup, segment_sum
@@ -212,12 +210,5 @@ def run(*, quick: bool = False) -> Mapping[str, object]:
     }
 
 
-def main() -> None:
-    """Print the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    print(json.dumps(run(quick=parser.parse_args().quick), indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    print_answer(run, __doc__)
