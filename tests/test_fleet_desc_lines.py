@@ -28,10 +28,11 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     assert desc.sparse[0].where == f"{path}:3"
     assert desc.dense[2].where == f"{path}:15"
     assert desc.trainers[1].where == f"{path}:23"
-    assert desc.line_of("trainer_param.program_config[1].push_dense_table_id") == f"{path}:45"
-    assert desc.line_of("trainer_param.sparse_table.slot_key[1]") == f"{path}:34"
-    assert desc.line_of("trainer_param.push_sparse_per_batch") == f"{path}:23"
-    assert desc.line_of("fs_client_param") == str(path)
+    line_of = desc.source.line_of
+    assert line_of("trainer_param.program_config[1].push_dense_table_id") == f"{path}:45"
+    assert line_of("trainer_param.sparse_table.slot_key[1]") == f"{path}:34"
+    assert line_of("trainer_param.push_sparse_per_batch") == f"{path}:23"
+    assert line_of("fs_client_param") == str(path)
 
 
 @given(plans())

@@ -189,7 +189,10 @@ class TrainerDesc(_Desc):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetDesc:
-    """A description: its tables by id, its programs in order, and what is around them."""
+    """A description: its tables by id, its programs in order, and what is around them.
+
+    `source` has the line of each field, such as `trainer_param.skip_op[1]`.
+    """
 
     sparse: Mapping[int, SparseTableDesc]
     dense: Mapping[int, DenseTableDesc]
@@ -198,10 +201,6 @@ class FleetDesc:
     fs_client: FsClient | None = None
     clip: Clip | None = None
     source: Source = field(default_factory=lambda: Source("fleet_desc"), compare=False, repr=False)
-
-    def line_of(self, path: str) -> str:
-        """Where a field is, such as `trainer_param.skip_op[1]`: file and line."""
-        return self.source.line_of(path)
 
 
 def accessor_of(
