@@ -249,6 +249,7 @@ def test_fea_dim_says_embedx_dim() -> None:
         ({"sparse_accessor_class": VALUE, "sparse_weight_bounds": [1, 0]},
             r"\['sparse_weight_bounds'\]: EmbeddingAccessor.bounds must be finite"),
         ({"sparse_weight_bounds": [1]}, r"\['sparse_weight_bounds'\]: must be two numbers"),
+        ({"sparse_embedx_dim": True}, r"must be a finite number, got True; leave it out for the m"),
         ({"sparse_nonclk_coeff": True}, r"must be a finite number, got True; leave it out for the"),
         ({"sparse_compress_in_save": 2}, r"\['sparse_compress_in_save'\] must be True or False, g"),
         ({"sparse_nonclk_coeff": [1]}, r"\['sparse_nonclk_coeff'\] must be a finite number, go"),

@@ -170,9 +170,9 @@ def _check_kind(where: str, key: str, value: Any, default: Any) -> None:
     elif isinstance(default, tuple):
         what, fits = "two numbers", isinstance(value, list | tuple) and all(map(is_number, value))
     if not fits:
+        otherwise = "the model's own" if default is None else f"the default, {default!r}"
         raise SettingError(
-            f"{where}[{key!r}] must be {what}, got {value!r}; leave it out for the default, "
-            f"{default!r}"
+            f"{where}[{key!r}] must be {what}, got {value!r}; leave it out for {otherwise}"
         )
 
 
