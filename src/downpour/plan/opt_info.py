@@ -45,14 +45,14 @@ def _ops(plan: Plan, kind: type[T]) -> list[T]:
 
 def _ids(plan: Plan, program: Program) -> dict[str, list[int]]:
     """The tables that a program pulls and pushes."""
-    sparse = {table.name: table.id for table in plan.sparse}
-    dense = {table.name: table.id for table in plan.dense}
-    return {
-        "pull_sparse": [sparse[name] for name in program.tables(PullSparse)],
-        "push_sparse": [sparse[name] for name in program.tables(PushSparse)],
-        "pull_dense": [dense[name] for name in program.tables(PullDense)],
-        "push_dense": [dense[name] for name in program.tables(PushDense)],
+    kinds = {
+        "pull_sparse": PullSparse,
+        "push_sparse": PushSparse,
+        "pull_dense": PullDense,
+        "push_dense": PushDense,
     }
+    ids = plan.ids
+    return {verb: [ids[name] for name in program.tables(kind)] for verb, kind in kinds.items()}
 
 
 def _scale_datanorm(plan: Plan) -> float:

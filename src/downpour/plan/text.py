@@ -214,11 +214,12 @@ def _dense_dict(table: DenseTableSpec) -> dict[str, Any]:
 
 def _program_dict(plan: Plan, program: Program, traffic: Traffic) -> dict[str, Any]:
     groups: dict[str, list[Any]] = {"pulls": [], "pushes": []}
+    ids = plan.ids
     for place, op in enumerate(program.ops):
         if isinstance(op, Compute | WeighSamples):
             continue
         said = {field.name: getattr(op, field.name) for field in fields(op)}
-        entry = {"op": type(op).__name__, "id": plan.ids[op.table], **said}
+        entry = {"op": type(op).__name__, "id": ids[op.table], **said}
         if (program.name, place) in traffic:
             entry["bytes"] = traffic[program.name, place]
         groups["pulls" if isinstance(op, PullDense | PullSparse) else "pushes"].append(entry)

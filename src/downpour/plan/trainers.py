@@ -108,20 +108,17 @@ def _check_sparse(plan: Plan, program: Program, trainer: TrainerDesc) -> None:
 
 def _features_by_id(plan: Plan, program: Program) -> dict[int, tuple[str, ...]]:
     read: dict[int, tuple[str, ...]] = {}
-    for op in program.ops:
-        if isinstance(op, PullSparse):
-            number = plan.sparse_table(op.table).id
-            read[number] = (*read.get(number, ()), *op.features)
+    ids = plan.ids
+    for op in program.ops_of(PullSparse):
+        number = ids[op.table]
+        read[number] = (*read.get(number, ()), *op.features)
     return read
 
 
 def _check_dense(plan: Plan, program: Program, trainer: TrainerDesc) -> None:
     """The parameters of a table that the file lists must be those that the loss trains."""
-    trained = {
-        plan.dense_table(op.table).id: op.parameters
-        for op in program.ops
-        if isinstance(op, PushDense)
-    }
+    ids = plan.ids
+    trained = {ids[op.table]: op.parameters for op in program.ops_of(PushDense)}
     for number, names in trainer.dense.items():
         own = trained.get(number, ())
         unlike = sorted({*names} ^ {*own})
@@ -152,11 +149,12 @@ def _check_config(plan: Plan, program: Program, trainer: TrainerDesc) -> None:
     }
     if not trainer.names_tables:
         return
-    for field, (ids, kind) in listed.items():
-        own = [plan.ids[table] for table in program.tables(kind)]
-        for index, number in enumerate(ids):
+    ids = plan.ids
+    for field, (given, kind) in listed.items():
+        own = [ids[table] for table in program.tables(kind)]
+        for index, number in enumerate(given):
             _require_used(trainer.at_config(field, index), number, own)
-        if lacking := [str(number) for number in own if number not in ids]:
+        if lacking := [str(number) for number in own if number not in given]:
             raise PlanError(
                 f"{trainer.at_config(field)}: lacks {', '.join(lacking)}, which loss "
                 f"{program.name!r} uses there; write all four lists, or none"

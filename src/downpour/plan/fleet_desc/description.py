@@ -69,7 +69,7 @@ def _holding(what: str) -> Iterator[None]:
 
 
 def _write_trainers(message: PSParameter, plan: Plan) -> None:
-    ids = {it.name: it.id for it in plan.sparse} | {it.name: it.id for it in plan.dense}
+    ids = plan.ids
     for program in plan.programs.values():
         with _holding(f"program {program.name!r}"):
             write_program(message.trainer_param.add(), program, ids)
