@@ -63,7 +63,7 @@ class Downpour:
     warm: bool
 
     def __init__(self, job: Job, batches: Batches) -> None:
-        self.batches = [_batch(*columns) for columns in zip(*batches, strict=True)]
+        self.batches = [make_batch(*columns) for columns in zip(*batches, strict=True)]
         features = list(self.batches[0].features)
         self.model = Network(job, features)
         optimizer = dp.DownpourSGD(
@@ -108,7 +108,7 @@ class EmptyRowwise(Downpour):
     rule, warm = dp.RowwiseAdagrad, False
 
 
-def _batch(
+def make_batch(
     ids: npt.NDArray[np.int64], dense: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]
 ) -> dp.Batch:
     columns = np.ascontiguousarray(open_keys(ids).T)  # [features, batch]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour import checkpoint
+from downpour import checkpoint, row_batches
 from downpour.train import Trainer
 from tests.small_runs import Net, click, frame, small_run
 
@@ -124,7 +124,7 @@ def test_polars_opens_a_table(tmp_path: Path) -> None:
 def test_a_large_table_is_written_in_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "ROW_GROUP", 7)
+    monkeypatch.setattr(row_batches, "BATCH_ROWS", 7)
     trainer = trained()
     save(tmp_path, trainer)
     require_same(restored(tmp_path, trainer), trainer.client)

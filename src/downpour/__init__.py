@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from downpour.accessor import CtrAccessor, Lifecycle
     from downpour.client import Client, embedded
     from downpour.clip import ClipByNorm, ClipByValue
+    from downpour.connecting import connect
+    from downpour.consistency import Async, Geo, HalfAsync, Sync
     from downpour.data import Dense, Feature, Files, Frame, Label, Schema, Source
     from downpour.data_norm import DataNorm
     from downpour.errors import (
@@ -20,9 +22,14 @@ if TYPE_CHECKING:
         DownpourError,
         NonFiniteError,
         PlanError,
+        RefusedError,
         SavedRunError,
+        ServerError,
+        ServerLostError,
+        ServerTimeoutError,
         SettingError,
         TableError,
+        WorkerLostError,
     )
     from downpour.features import Batch
     from downpour.init import Constant, Normal, Uniform
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from downpour.nn import JaggedRows, SparseEmbedding
     from downpour.optimizer import DownpourSGD
     from downpour.plan.plan import Plan
+    from downpour.plan.sections import Sections
     from downpour.rules import (
         SGD,
         Adagrad,
@@ -52,6 +60,7 @@ if TYPE_CHECKING:
         TorchSchedule,
         Warmup,
     )
+    from downpour.security import Security
     from downpour.strategy import AdjustInsWeight, Strategy
     from downpour.train import Trainer
     from downpour.worker import Worker
@@ -60,6 +69,8 @@ _HOMES = {
     "accessor": ["CtrAccessor", "Lifecycle"],
     "client": ["Client", "embedded"],
     "clip": ["ClipByNorm", "ClipByValue"],
+    "connecting": ["connect"],
+    "consistency": ["Async", "Geo", "HalfAsync", "Sync"],
     "data": ["Dense", "Feature", "Files", "Frame", "Label", "Schema", "Source"],
     "data_norm": ["DataNorm"],
     "errors": [
@@ -67,9 +78,14 @@ _HOMES = {
         "DownpourError",
         "NonFiniteError",
         "PlanError",
+        "RefusedError",
         "SavedRunError",
+        "ServerError",
+        "ServerLostError",
+        "ServerTimeoutError",
         "SettingError",
         "TableError",
+        "WorkerLostError",
     ],
     "features": ["Batch"],
     "init": ["Constant", "Normal", "Uniform"],
@@ -77,6 +93,7 @@ _HOMES = {
     "nn": ["JaggedRows", "SparseEmbedding"],
     "optimizer": ["DownpourSGD"],
     "plan.plan": ["Plan"],
+    "plan.sections": ["Sections"],
     "rules": [
         "SGD",
         "Adagrad",
@@ -92,6 +109,7 @@ _HOMES = {
     "run": ["EarlyStop", "Run"],
     "saved": ["SavedRun", "load"],
     "schedules": ["Cosine", "Exponential", "Linear", "StepDecay", "TorchSchedule", "Warmup"],
+    "security": ["Security"],
     "strategy": ["AdjustInsWeight", "Strategy"],
     "train": ["Trainer"],
     "worker": ["Worker"],
@@ -104,6 +122,7 @@ __all__ = [
     "Adam",
     "AdamD2Sum",
     "AdjustInsWeight",
+    "Async",
     "Batch",
     "Client",
     "ClipByNorm",
@@ -123,6 +142,8 @@ __all__ = [
     "Frame",
     "Ftrl",
     "G2SumAdagrad",
+    "Geo",
+    "HalfAsync",
     "Jagged",
     "JaggedRows",
     "Label",
@@ -132,12 +153,18 @@ __all__ = [
     "Normal",
     "Plan",
     "PlanError",
+    "RefusedError",
     "RowAdam",
     "RowwiseAdagrad",
     "Run",
     "SavedRun",
     "SavedRunError",
     "Schema",
+    "Sections",
+    "Security",
+    "ServerError",
+    "ServerLostError",
+    "ServerTimeoutError",
     "SettingError",
     "SharedAdam",
     "Source",
@@ -145,12 +172,15 @@ __all__ = [
     "StepDecay",
     "Strategy",
     "Summary",
+    "Sync",
     "TableError",
     "TorchSchedule",
     "Trainer",
     "Uniform",
     "Warmup",
     "Worker",
+    "WorkerLostError",
+    "connect",
     "embedded",
     "load",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downpour.errors import SettingError
 from downpour.init import Constant, Init, Uniform
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float64")
 Bounds: TypeAlias = tuple[float, float]
 Rates: TypeAlias = float | tuple[float, ...]  # of each part of a row; a number is of all
+Counts = TypeVar("Counts", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,11 +112,12 @@ class EmbeddingAccessor:
 class Lifecycle:
     """How a CTR row ages: the reference's settings for its daily decay, deletion and saves.
 
-    Part of the plan and its description; nothing acts on them yet. A day multiplies show and click
-    by `show_click_decay_rate`; a row goes when its score is below `delete_threshold` or it was not
-    seen for more than `delete_after_unseen_days`. A base save takes rows of score >=
-    `base_threshold` seen within `delta_keep_days`, a delta those of them whose score has risen by
-    `delta_threshold`. Raises SettingError.
+    Part of the plan and its description. `Client.shrink` lets a day pass: show and click are
+    multiplied by `show_click_decay_rate`; then a row goes when its score is below
+    `delete_threshold` or it was not pushed for more than `delete_after_unseen_days`. Nothing acts
+    on the others yet: a base save takes rows of score >= `base_threshold` seen within
+    `delta_keep_days`, a delta those of them whose score has risen by `delta_threshold`. Raises
+    SettingError.
     """
 
     base_threshold: float = 1.5
@@ -230,7 +233,7 @@ class CtrAccessor:
             if value is not None and not (isinstance(value, str) and value):
                 raise SettingError(f"{who}.{name} must be a name or None, got {value!r}")
 
-    def score(self, show: float, click: float) -> float:
+    def score(self, show: Counts, click: Counts) -> Counts:
         """How much an id matters: (show - click) * nonclk_coeff + click * click_coeff."""
         return (show - click) * self.nonclk_coeff + click * self.click_coeff
 

@@ -21,11 +21,10 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from downpour.accessor import CtrAccessor
 from downpour.errors import SavedRunError
 from downpour.plan.specs import plan_name
-from downpour.tables import STATISTICS
-from downpour.transport import DenseState, SparseState
+from downpour.row_batches import read_rows, row_batches, rows_schema
+from downpour.transport import DenseState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
     from downpour.client import Client
     from downpour.plan.plan import Plan
     from downpour.plan.specs import SparseTableSpec
+    from downpour.transport import SparseState
 
 FORMAT = 1
 MANIFEST, DENSE, MODEL = "manifest.json", "dense.safetensors", "model.pickle"
 CONTENT = ("folder", "sparse", "dense", "files", "import_paths", "schema")
-ROW_GROUP = 1 << 20
 
 
 def save(
@@ -170,32 +169,16 @@ def _tensors(
             parts[f"parameter/{section.name}"] = weights
             parts[f"state/{section.name}"] = torch.from_numpy(table.state[section.name])
     # The file takes neither views nor two names for one memory.
-    return {name: value.contiguous().clone() for name, value in parts.items()}
+    return {name: value.cpu().contiguous().clone() for name, value in parts.items()}
 
 
 def _write_rows(data: Path, spec: SparseTableSpec, client: Client) -> dict[str, Any]:
-    """A row a key: `key`, `weights` and the rule's `state`, keys rising."""
     rows = client.export(spec.name)
     file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', spec.name)}.{spec.id}.parquet"
-    state_dim = spec.accessor.state_dim
-    number = pa.from_numpy_dtype(spec.accessor.numpy_dtype)
-    schema = pa.schema(
-        {
-            "key": pa.uint64(),
-            "weights": pa.list_(number, spec.accessor.dim),
-            **({"state": pa.list_(number, state_dim)} if state_dim else {}),
-            **_statistics_schema(spec),
-        }
-    )
+    schema = rows_schema(spec)
     with parquet.ParquetWriter(data / file, schema) as writer:
-        for start in range(0, max(len(rows.keys), 1), ROW_GROUP):
-            part = slice(start, start + ROW_GROUP)
-            columns = [pa.array(rows.keys[part]), _lists(rows.weights[part])]
-            columns += [_lists(rows.state[part])] if state_dim else []
-            if rows.statistics is not None:
-                names = rows.statistics.dtype.names or ()
-                columns += [pa.array(rows.statistics[name][part].copy()) for name in names]
-            writer.write_table(pa.table(columns, schema))
+        for batch in row_batches(spec, rows):
+            writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(None))
     return {
         "file": file,
         "rows": len(rows.keys),
@@ -213,43 +196,7 @@ def _read_rows(saved: Mapping[str, Any], data: Path, spec: SparseTableSpec) -> S
         raise SavedRunError(
             f"{data / saved['file']} has {table.num_rows} rows, its manifest says {saved['rows']}"
         )
-
-    def column(name: str, width: int) -> np.ndarray[Any, Any]:
-        if not width:
-            return np.zeros((table.num_rows, 0), spec.accessor.numpy_dtype)
-        flat = table.column(name).combine_chunks().flatten()
-        floats: np.ndarray[Any, Any] = flat.to_numpy().reshape(-1, width)
-        return floats
-
-    return SparseState(
-        table.column("key").to_numpy(),
-        column("weights", spec.accessor.dim),
-        column("state", spec.accessor.state_dim),
-        saved["step"],
-        saved["log_decay"],
-        _read_statistics(table, spec),
-    )
-
-
-def _statistics_schema(spec: SparseTableSpec) -> dict[str, pa.DataType]:
-    """The columns of what CTR rows count."""
-    if not isinstance(spec.accessor, CtrAccessor):
-        return {}
-    return {name: pa.from_numpy_dtype(STATISTICS[name]) for name in STATISTICS.names or ()}
-
-
-def _read_statistics(table: pa.Table, spec: SparseTableSpec) -> np.ndarray[Any, Any] | None:
-    names = _statistics_schema(spec)
-    if not names:
-        return None
-    statistics = np.empty(table.num_rows, STATISTICS)
-    for name in names:
-        statistics[name] = table.column(name).to_numpy()
-    return statistics
-
-
-def _lists(floats: np.ndarray[Any, Any]) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(floats.reshape(-1)), floats.shape[1])
+    return read_rows(spec, table, step=saved["step"], log_decay=saved["log_decay"])
 
 
 def _is_named(manifest: Path, data: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy as np
 from downpour.accessor import CtrAccessor
 from downpour.errors import NonFiniteError, SettingError, TableError
 from downpour.lookup import stored_keys
-from downpour.server import Server, dense_home
+from downpour.plan.sections import DEFAULT_SECTIONS, Layout
+from downpour.server import Server
 from downpour.tables import TableStats, check_pushes, dedup, merge_pushes, partition
 from downpour.tables.batches import is_finite, segment_sum
-from downpour.transport import SparseState
+from downpour.transport import DenseState, DenseStats, Shrunk, SparseState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from downpour.plan.plan import Plan
-    from downpour.plan.specs import DenseTableSpec, SparseTableSpec
+    from downpour.plan.sections import Sections
+    from downpour.plan.specs import SparseTableSpec
     from downpour.rules import Rule
-    from downpour.transport import DenseState, DenseStats, Floats, Keys, Rows, Transport
+    from downpour.transport import Floats, Keys, Rows, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class Located:
     """Different keys of one table with their rows, ready to be read and updated.
 
     `order` [n] groups the keys by shard, and `ends` [num_shards + 1] are the groups' bounds; one
-    shard alone has no order. `rows`: each shard's row numbers.
+    shard alone has no order. `rows`: each shard's row numbers, as of the `rebuilds` of the table
+    until then.
     """
 
     table: str
@@ -39,6 +43,7 @@ class Located:
     rows: tuple[Rows, ...]
     order: NDArray[np.int64] | None = None
     ends: tuple[int, ...] = ()
+    rebuilds: int = field(default=0, kw_only=True)
 
 
 class Client:
@@ -46,14 +51,22 @@ class Client:
 
     It counts the steps of each table, and takes each step's learning rate from the rule's
     schedule. `pull`, `push` and `set` are for anyone; what takes `Located` is the worker's.
+    `sections` says how dense tables are split, as the servers have it.
     """
 
-    def __init__(self, plan: Plan, servers: Sequence[Transport]) -> None:
+    is_embedded = True  # rows are in this process
+    is_alone = True  # no other worker takes part in its steps
+
+    def __init__(
+        self, plan: Plan, servers: Sequence[Transport], *, sections: Sections = DEFAULT_SECTIONS
+    ) -> None:
         self.plan = plan
         self.servers = tuple(servers)
+        self._layouts = {it.name: Layout(it, len(self.servers), sections) for it in plan.dense}
         self.steps = dict.fromkeys(
             [*(it.name for it in plan.sparse), *(it.name for it in plan.dense)], 0
         )
+        self._rebuilds: Counter[str] = Counter()  # after which rows have other numbers
 
     def __enter__(self) -> Self:
         return self
@@ -109,22 +122,55 @@ class Client:
         for server, part in self._parts(stored):
             server.set(table, stored[part], rows[part])
 
+    def clear(self, table: str) -> None:
+        """Forget all rows of a sparse table; its steps and its decay begin anew."""
+        name = self._spec(table).name
+        for server in self.servers:
+            server.clear(name)
+        self.steps[name] = 0
+        self._rebuilds[name] += 1
+
+    def shrink(self, table: str) -> Shrunk:
+        """Let a day pass for the rows of a CtrAccessor; how many were kept and how many deleted.
+
+        Show and click are multiplied by its `lifecycle.show_click_decay_rate`, and unseen_days
+        grows by one. Then a row goes whose score is below `delete_threshold`, or that was not
+        pushed for more than `delete_after_unseen_days`. Raises TableError for other rows.
+        """
+        name = self._spec(table).name
+        shrunk = joined([server.shrink(name) for server in self.servers])
+        self._rebuilds[name] += 1
+        return shrunk
+
     def locate(self, table: str, keys: Keys, *, create: bool) -> Located:
         """Find the rows of different stored keys, making those that are missing if `create`."""
+        rebuilds = self._rebuilds[table]
         if len(self.servers) == 1:
-            return Located(table, keys, (self.servers[0].locate(table, keys, create=create),))
+            rows = self.servers[0].locate(table, keys, create=create)
+            return Located(table, keys, (rows,), rebuilds=rebuilds)
         order, counts = partition(keys, len(self.servers))
         ends = (0, *np.cumsum(counts).tolist())
-        rows = tuple(
+        by_shard = tuple(
             server.locate(table, keys[order[ends[i] : ends[i + 1]]], create=create)
             for i, server in enumerate(self.servers)
         )
-        return Located(table, keys, rows, order, ends)
+        return Located(table, keys, by_shard, order, ends, rebuilds=rebuilds)
+
+    def ask(self, located: Located) -> None:
+        """Let the rows come that the step under way will `read`; embedded ones are there."""
+
+    def ask_ahead(self, located: Located, step: int) -> None:
+        """Let the rows come that a later step will `read`, as far as the consistency lets them."""
+
+    def read_ahead(self, located: Located, step: int) -> Floats | None:
+        """The rows that a later step is to `read`, if they have come and are as it may see them."""
+        return None
 
     def read(self, located: Located) -> Floats:
         """The rows as of now, [n, pull_dim]."""
         accessor = self.plan.sparse_table(located.table).accessor
         out = np.empty((len(located.keys), accessor.pull_dim), accessor.numpy_dtype)
+        located = self._as_of_now(located, create=False)
         if located.order is None:
             self.servers[0].read(located.table, located.keys, located.rows[0], out)
             return out
@@ -135,10 +181,15 @@ class Client:
             out[part] = rows
         return out
 
-    def update(self, located: Located, pushes: Floats) -> None:
-        """One step of the table's rules on located rows; pushes [n, push_dim] in its dtype."""
+    def update(self, located: Located, pushes: Floats, *, is_mean: bool = True) -> None:
+        """One step of the table's rules on located rows; pushes [n, push_dim] in its dtype.
+
+        is_mean: whether they are of a mean over the step's samples, or of a sum; where several
+        workers push for one step, means count by their samples.
+        """
         table = located.table
         step, lr = self.next_step(table)
+        located = self._as_of_now(located, create=True)
         if located.order is None:
             self.servers[0].update(table, located.rows[0], pushes, step=step, lr=lr)
         else:
@@ -164,21 +215,56 @@ class Client:
         return step, tuple(lrs)
 
     def init_dense(self, table: str, flat: Floats) -> bool:
-        """Give a dense table its first weights [size]; False where it has them already."""
-        return self._dense_server(table).init_dense(table, flat)
+        """Give a dense table its first weights [size]; False where a server has them already."""
+        layout = self._layout(table)
+        flat = self._flat(layout, "weights", flat)
+        taken = [  # all are asked: what one has, another may still lack
+            self.servers[share.server].init_dense(table, share.take(flat))
+            for share in layout.shares
+        ]
+        return all(taken)
+
+    def begin(self) -> None:
+        """Wait until dense tables have their first weights, whoever gives them."""
+
+    def end_step(self, samples: int, *, goes_on: bool = True) -> float:
+        """Tell that all of a step was pushed; this worker's share of the step's samples.
+
+        goes_on: whether the worker has another batch.
+        """
+        return 1.0
+
+    def ask_dense(self, table: str) -> None:
+        """Let the values come that the step under way will pull; embedded ones are there."""
 
     def pull_dense(self, table: str) -> Floats:
         """The weights of a dense table, [size]."""
-        spec = self.plan.dense_table(table)
-        out = np.empty(spec.size, spec.dtype)
-        self._dense_server(table).pull_dense(table, out)
+        layout = self._layout(table)
+        out = np.empty(layout.spec.size, layout.spec.dtype)
+        for share in layout.shares:
+            server = self.servers[share.server]
+            if share.run is not None:
+                server.pull_dense(table, out[share.run])
+            else:
+                own = np.empty(share.size, out.dtype)
+                server.pull_dense(table, own)
+                share.put(own, out)
         return out
 
-    def push_dense(self, table: str, grad: Floats, names: Collection[str]) -> None:
-        """One step of the table's rule with grad [size], on the parameters of these names."""
+    def push_dense(
+        self, table: str, grad: Floats, names: Collection[str], *, is_mean: bool = True
+    ) -> None:
+        """One step of the table's rule with grad [size], on the parameters of these names.
+
+        `is_mean` as in `update`. What grad holds for the others is not read. Raises TableError or
+        NonFiniteError, and then nothing has changed.
+        """
+        layout = self._layout(table)
         step, (lr,) = self.next_step(table)
-        server = self._dense_server(table)
-        server.push_dense(table, grad, step=step, lr=lr, names=names)
+        grad = self._flat(layout, "gradient", grad, names)
+        for share in layout.shares:
+            server = self.servers[share.server]
+            server.push_dense(table, share.take(grad), step=step, lr=lr, names=names)
         self.steps[table] = step
 
     def export(self, table: str) -> SparseState:
@@ -208,12 +294,38 @@ class Client:
         self.steps[table] = state.step
 
     def export_dense(self, table: str) -> DenseState:
-        """A dense table with its rule's state."""
-        return self._dense_server(table).export_dense(table)
+        """A dense table with its rule's state, by parameter however it is split."""
+        layout = self._layout(table)
+        weights = np.empty(layout.spec.size, layout.spec.dtype)
+        state, updates, step = {}, {}, 0
+        for share in layout.shares:
+            own = self.servers[share.server].export_dense(table)
+            share.put(own.weights, weights)
+            for part in share.parts:
+                state[part] = own.state[part.name]
+                updates[part.parameter] = own.updates[part.name]
+            step = max(step, own.step)
+        updates = {name: updates[name] for name in layout.parts}
+        return DenseState(weights, layout.join_state(state), updates, step)
 
     def restore_dense(self, table: str, state: DenseState) -> None:
-        """Make a dense table what `export_dense` gave."""
-        self._dense_server(table).restore_dense(table, state)
+        """Make a dense table what `export_dense` gave, of any number of servers."""
+        layout = self._layout(table)
+        weights = self._flat(layout, "weights", state.weights)
+        for section in layout.spec.sections:
+            name, length = section.name, layout.spec.rule.state_dim(section.size)
+            own_state = state.state.get(name)
+            if own_state is None or name not in state.updates or own_state.shape != (length,):
+                raise TableError(
+                    f"dense table {table!r}: state of {name!r} must be [{length}] with its update "
+                    "count; was it saved with another rule?"
+                )
+        cut = layout.cut_state(state.state)
+        for share in layout.shares:
+            own = {part.name: cut[part] for part in share.parts}
+            updates = {part.name: state.updates[part.parameter] for part in share.parts}
+            part_state = DenseState(share.take(weights), own, updates, state.step)
+            self.servers[share.server].restore_dense(table, part_state)
         self.steps[table] = state.step
 
     def stats(self) -> dict[str, TableStats | DenseStats]:
@@ -222,20 +334,24 @@ class Client:
         merged: dict[str, TableStats | DenseStats] = {}
         for spec in self.plan.sparse:
             merged[spec.name] = _merged([cast("TableStats", s[spec.name]) for s in by_shard])
-        for block in self.plan.dense:
-            merged[block.name] = by_shard[self._dense_home(block)][block.name]
+        for name, layout in self._layouts.items():
+            shares = [cast("DenseStats", by_shard[it.server][name]) for it in layout.shares]
+            merged[name] = DenseStats(sum(it.size for it in shares), sum(it.bytes for it in shares))
         return merged
+
+    def _as_of_now(self, located: Located, *, create: bool) -> Located:
+        """Keys that were located before their table was cleared or shrunk are located again."""
+        if located.rebuilds == self._rebuilds[located.table]:
+            return located
+        return self.locate(located.table, located.keys, create=create)
 
     def _parts(self, keys: Keys) -> Iterator[tuple[Transport, NDArray[np.int64]]]:
         """Each server with the places of its keys."""
         order, counts = partition(keys, len(self.servers))
         yield from zip(self.servers, np.split(order, np.cumsum(counts)[:-1]), strict=True)
 
-    def _dense_home(self, spec: DenseTableSpec) -> int:
-        return dense_home(spec.id, len(self.servers))
-
-    def _dense_server(self, table: str) -> Transport:
-        return self.servers[self._dense_home(self.plan.dense_table(table))]
+    def _layout(self, table: str) -> Layout:
+        return self._layouts[self.plan.dense_table(table).name]
 
     def _rules(self, table: str) -> tuple[Rule, ...]:
         for spec in self.plan.sparse:
@@ -289,16 +405,53 @@ class Client:
             )
         return cast("Floats", floats)
 
+    def _flat(
+        self, layout: Layout, what: str, flat: Floats, names: Collection[str] | None = None
+    ) -> Floats:
+        """A table's block, contiguous; checked here, so that no server has it when another refuses.
 
-def embedded(plan: Plan, *, num_shards: int = 1) -> Client:
+        `names` are the parameters whose elements must be finite (None: all).
+        """
+        spec, flat = layout.spec, np.asarray(flat)
+        if flat.dtype != spec.dtype or flat.shape != (spec.size,):
+            raise TableError(
+                f"dense table {spec.name!r}: {what} must be {spec.dtype} [{spec.size}], got "
+                f"{flat.dtype} {list(flat.shape)}"
+            )
+        for name in names or ():
+            if name not in layout.parts:
+                raise TableError(
+                    f"dense table {spec.name!r} has no section {name!r}, it has: "
+                    f"{', '.join(layout.parts)}"
+                )
+        flat = np.ascontiguousarray(flat)
+        if is_finite(flat):
+            return flat
+        for section in spec.sections:
+            if (names is None or section.name in names) and not is_finite(flat[section.span]):
+                raise NonFiniteError(
+                    f"dense table {spec.name!r}: NaN or infinity in the {what} of "
+                    f"{section.name!r}; nothing was applied"
+                )
+        return flat
+
+
+def embedded(plan: Plan, *, num_shards: int = 1, sections: Sections = DEFAULT_SECTIONS) -> Client:
     """A client of servers inside this process, one a shard.
 
-    The number of shards changes no result. Raises SettingError.
+    The number of shards changes no result, nor do the sections. Raises SettingError.
     """
     if type(num_shards) is not int or num_shards < 1:
         raise SettingError(f"embedded: num_shards must be an int >= 1, got {num_shards!r}")
-    servers = [Server(plan, shard=i, num_shards=num_shards) for i in range(num_shards)]
-    return Client(plan, servers)
+    servers = [
+        Server(plan, shard=i, num_shards=num_shards, sections=sections) for i in range(num_shards)
+    ]
+    return Client(plan, servers, sections=sections)
+
+
+def joined(parts: Sequence[Shrunk]) -> Shrunk:
+    """All shards together."""
+    return Shrunk(sum(it.kept for it in parts), sum(it.deleted for it in parts))
 
 
 def _merged(stats: Sequence[TableStats]) -> TableStats:

@@ -7,7 +7,12 @@ DownpourError
 ├── PlanError         a model and its losses cannot be planned             (also ValueError)
 ├── TableError        a request that a table refuses; nothing was changed  (also ValueError)
 ├── NonFiniteError    NaN or infinity in a loss or gradient; not applied   (also ArithmeticError)
-└── SavedRunError     a run folder that cannot be loaded                   (also ValueError)
+├── SavedRunError     a run folder that cannot be loaded                   (also ValueError)
+├── RefusedError      a server does not take this peer or this message     (also ConnectionError)
+├── ServerError       a server could not be asked                          (also ConnectionError)
+│   ├── ServerTimeoutError   it gave no answer within the deadline         (also TimeoutError)
+│   └── ServerLostError      it is gone, or came back without its tables
+└── WorkerLostError   a worker died, hung or failed, and the run stops     (also ConnectionError)
 ```
 
 A message says what was wrong, the value, the rule and the way out.
@@ -40,3 +45,23 @@ class NonFiniteError(DownpourError, ArithmeticError):
 
 class SavedRunError(DownpourError, ValueError):
     """A run folder cannot be loaded."""
+
+
+class RefusedError(DownpourError, ConnectionError):
+    """A server does not take this peer or this message: token, version, plan, size, membership."""
+
+
+class ServerError(DownpourError, ConnectionError):
+    """A server could not be asked; the message names it and the request."""
+
+
+class ServerTimeoutError(ServerError, TimeoutError):
+    """A server gave no answer within the deadline."""
+
+
+class ServerLostError(ServerError):
+    """A server is gone, or came back without its tables."""
+
+
+class WorkerLostError(DownpourError, ConnectionError):
+    """A worker died, hung or failed, and the run stops."""

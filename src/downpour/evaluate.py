@@ -11,6 +11,7 @@ import torch
 
 from downpour.errors import DataError
 from downpour.metrics import Calibration, click_metrics, read_samples
+from downpour.transfer import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,9 +46,13 @@ def inference(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def predict_batch(model: torch.nn.Module, batch: Batch, predict: Predict) -> np.ndarray[Any, Any]:
-    """Scores [batch] of a batch. DataError where `predict` gives something else."""
-    scores: object = predict(model, batch)
+def predict_batch(
+    model: torch.nn.Module, batch: Batch, predict: Predict, device: str | torch.device = HOST
+) -> np.ndarray[Any, Any]:
+    """Scores [batch] of a batch, which goes to the model's device. DataError where `predict` gives
+    something else.
+    """
+    scores: object = predict(model, batch.to(device))
     if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (batch.size,):
         got = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise DataError(
@@ -74,12 +79,16 @@ def label_of(batch: Batch, label: str | None) -> torch.Tensor:
 
 
 def evaluate(
-    model: torch.nn.Module, batches: Iterable[Batch], predict: Predict, label: str | None
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    predict: Predict,
+    label: str | None,
+    device: str | torch.device = HOST,
 ) -> Evaluation:
     """AUC, bucketed AUC, logloss and COPC over all batches; no row is made.
 
-    Raises DataError for labels that are not 0 or 1, scores that are no probabilities, or no
-    sample at all.
+    device: where the model is. Raises DataError for labels that are not 0 or 1, scores that are no
+    probabilities, or no sample at all.
     """
     start = time.perf_counter()
     metrics, calibration = click_metrics(), Calibration()
@@ -88,9 +97,9 @@ def evaluate(
             if batch.size == 0:
                 continue
             samples = read_samples(
-                label_of(batch, label).numpy(),
-                predict_batch(model, batch, predict),
-                None if batch.weights is None else batch.weights.numpy(),
+                label_of(batch, label).cpu().numpy(),
+                predict_batch(model, batch, predict, device),
+                None if batch.weights is None else batch.weights.cpu().numpy(),
                 who="evaluation",
                 probabilities=True,
             )

@@ -12,9 +12,10 @@ import torch
 from downpour.errors import DataError
 from downpour.floats import as_floats, as_weights, require_binary
 from downpour.jagged import Jagged
+from downpour.transfer import HOST, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -38,8 +39,8 @@ class Batch:
 
     features: {name: Jagged}, made by `Jagged.of` of whatever is given. dense and labels: {name:
     [batch] or [batch, k]}. weights: one finite, non-negative weight a sample, [batch], or None.
-    These are CPU tensors: float32 and float64 tensors keep their type, all else becomes float32.
-    size: number of samples, the same everywhere.
+    These are CPU tensors until `to`: float32 and float64 tensors keep their type, all else becomes
+    float32. size: number of samples, the same everywhere.
 
     Raises DataError naming the feature or column: other lengths, floats as ids, NaN, infinity or
     missing values in dense columns, labels or weights, negative weights.
@@ -133,6 +134,22 @@ class Batch:
             f"say which with batch.labels[name]"
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where its dense columns, labels and weights are."""
+        return next((tensor.device for tensor in self._tensors()), HOST)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """Give the batch with dense columns, labels and weights on a device; itself if they are.
+
+        Features stay where tables are, in the memory of the host. A GPU computes on in order, and
+        the host does not wait for the copy.
+        """
+        target = torch.device(device)
+        if all(tensor.device == target for tensor in self._tensors()):
+            return self
+        return _mapped(self, self.size, lambda jagged: jagged, lambda it: moved(it, target))
+
     def slice(self, start: int, stop: int) -> Batch:
         """Give samples start to stop, as views."""
         start, stop, _ = slice(start, stop).indices(self.size)
@@ -152,7 +169,7 @@ class Batch:
             self,
             len(places),
             lambda jagged: jagged.select(places),
-            lambda it: torch.from_numpy(it.numpy()[places]),
+            lambda it: _taken(it, places),
         )
 
     def reweighted(self, weights: Column) -> Batch:
@@ -160,7 +177,7 @@ class Batch:
         own = _made("sample weights", as_weights, {"weights": weights})["weights"]
         if len(own) != self.size:
             raise DataError(f"sample weights must be [{self.size}], got {list(own.shape)}")
-        return _trusted(self.features, self.dense, self.labels, own, self.size)
+        return _trusted(self.features, self.dense, self.labels, own.to(self.device), self.size)
 
     @classmethod
     def concat(cls, batches: Sequence[Batch]) -> Batch:
@@ -180,6 +197,12 @@ class Batch:
             _joined(weights) if weights else None,
             sum(batch.size for batch in batches),
         )
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.dense.values()
+        yield from self.labels.values()
+        if self.weights is not None:
+            yield self.weights
 
 
 def _made(what: str, make: Callable[[Any], Any], columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,8 +259,17 @@ def _places(samples: Column, size: int) -> NDArray[np.int64]:
     return places.astype(np.int64)
 
 
+def _taken(column: Tensor, places: NDArray[np.int64]) -> Tensor:
+    """The samples of these numbers; on the CPU by numpy, as in `_joined`."""
+    if not column.is_cpu:
+        return column[torch.from_numpy(places).to(column.device)]
+    return torch.from_numpy(column.numpy()[places])
+
+
 def _joined(columns: Sequence[Tensor]) -> Tensor:
-    """Join along samples; by numpy, since torch would wake its threads for it."""
+    """Join along samples; on the CPU by numpy, since torch would wake its threads for it."""
+    if not all(column.is_cpu for column in columns):
+        return torch.cat([*columns])
     return torch.from_numpy(np.concatenate([column.numpy() for column in columns]))
 
 

@@ -9,7 +9,8 @@ from downpour.errors import SettingError
 
 RUNS = Path("runs")
 METRICS, PLAN, REPORT, EVENTS, MODEL = "metrics.json", "plan.txt", "report.html", "events", "model"
-CONTENT = (METRICS, PLAN, REPORT, EVENTS, MODEL)
+LOGS = "logs"  # of servers and workers
+CONTENT = (METRICS, PLAN, REPORT, EVENTS, MODEL, LOGS)
 
 
 def default_folder(target: str) -> Path:

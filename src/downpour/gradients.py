@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from downpour.plan.plan import Plan
     from downpour.plan.specs import SparseTableSpec
     from downpour.step import Lookup, Step
+    from downpour.transfer import Transfer
     from downpour.transport import Floats
 
 
@@ -57,6 +58,13 @@ class Gradients:
             spec.name: {it.name: NO_SLOT if it.slot is None else it.slot for it in spec.features}
             for spec in plan.sparse
         }
+
+    def fetch(self, work: Step, transfer: Transfer) -> None:
+        """Begin to bring what backward has given to the host, all of it at once."""
+        for op in work.program.ops_of(PushDense):
+            self._blocks[op.table].fetch(op.parameters)
+        for lookup in work.all_lookups():
+            lookup.fetch(transfer)
 
     def collect(self, loss: str, work: Step) -> None:
         """Fill `work.pushes` and `work.reached`."""
@@ -203,7 +211,7 @@ def _clicks(spec: SparseTableSpec, batch: Batch) -> NDArray[np.floating]:
             f"table {spec.name!r} counts clicks by label {name!r}, which the batch lacks; it has: "
             f"{known}"
         )
-    clicks: NDArray[np.floating] = batch.labels[name].numpy()
+    clicks: NDArray[np.floating] = batch.labels[name].cpu().numpy()
     if clicks.shape != (batch.size,) or (clicks < 0).any():
         raise DataError(
             f"table {spec.name!r}: clicks, label {name!r}, must be numbers [batch] of at least 0, "

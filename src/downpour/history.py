@@ -15,6 +15,10 @@ from downpour.tables import TableStats
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from downpour.cluster_report import ClusterReport
     from downpour.evaluate import Evaluation
     from downpour.features import Batch
     from downpour.transport import DenseStats
@@ -61,6 +65,22 @@ class FeatureCount:
     samples: int = 0
     unique: DistinctCount = field(default_factory=DistinctCount)
 
+    def add(self, samples: int, keys: NDArray[np.uint64]) -> None:
+        """Count the keys of a batch."""
+        self.keys += len(keys)
+        self.samples += samples
+        self.unique.add(keys)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, to be merged elsewhere."""
+        return {"keys": self.keys, "samples": self.samples, "unique": self.unique.text()}
+
+    def merge(self, other: Mapping[str, Any]) -> None:
+        """Add what another process has counted, as `as_dict` gave it."""
+        self.keys += other["keys"]
+        self.samples += other["samples"]
+        self.unique.merge(other["unique"])
+
 
 class History:
     """Collects what metrics.json will hold; `metrics` gives it at any time."""
@@ -79,14 +99,20 @@ class History:
     def count_features(self, batch: Batch) -> None:
         """Count the keys of a batch that was read to train on."""
         for name, jagged in batch.features.items():
-            count = self.features.setdefault(name, FeatureCount())
-            count.keys += len(jagged.values)
-            count.samples += batch.size
-            count.unique.add(jagged.values)
+            self.features.setdefault(name, FeatureCount()).add(batch.size, jagged.values)
+
+    def merge_features(self, features: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count the keys that a worker has read."""
+        for name, counted in features.items():
+            self.features.setdefault(name, FeatureCount()).merge(counted)
 
     def add_step(self, loss: float, samples: int, seconds: float) -> None:
         """Add a step that took `seconds`."""
-        self.step += 1
+        self.add_steps(1, loss, samples, seconds)
+
+    def add_steps(self, steps: int, loss: float, samples: int, seconds: float) -> None:
+        """Add steps of any workers that took `seconds` together, with their mean loss."""
+        self.step += steps
         self.curves["loss"].add(self.step, loss)
         self.curves["samples_per_s"].add(self.step, samples / seconds if seconds else 0.0)
 
@@ -119,8 +145,17 @@ class History:
         """Add an epoch, or the part of one that was trained."""
         self.epochs.append(dict(epoch))
 
-    def metrics(self, *, stopped: str | None, phases_s: Mapping[str, float]) -> dict[str, Any]:
-        """The content of metrics.json; `stopped` None while the run goes on."""
+    def metrics(
+        self,
+        *,
+        stopped: str | None,
+        phases_s: Mapping[str, float],
+        cluster: ClusterReport | None = None,
+    ) -> dict[str, Any]:
+        """The content of metrics.json; `stopped` None while the run goes on.
+
+        cluster: the workers and servers of a run that has them.
+        """
         seconds = sum(epoch["seconds"] for epoch in self.epochs)
         samples = sum(epoch["samples"] for epoch in self.epochs)
         grown = {
@@ -139,8 +174,9 @@ class History:
             "samples_per_s": samples / seconds if seconds else None,
             "phases_s": dict(phases_s),
             "tables": self._tables,
-            # Every pull is read after the push before it was applied.
-            "staleness": {"mean": 0.0, "max": 0},
+            # In one process every pull is read after the push before it was applied.
+            "staleness": {"mean": 0.0, "max": 0} if cluster is None else cluster.staleness(),
+            **({} if cluster is None else cluster.summary()),
             "curves": {**{name: c.points() for name, c in self.curves.items()}, **grown},
             "calibration": self.calibration,
             "features": {

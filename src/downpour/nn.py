@@ -14,6 +14,7 @@ from downpour.errors import DataError, PlanError, SettingError
 from downpour.init import Uniform
 from downpour.plan.specs import plan_name
 from downpour.pooling import BagLayout, pool
+from downpour.transfer import placed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,10 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JaggedRows:
-    """The unpooled rows of one feature: `values` [num_ids, dim], `offsets` [batch + 1] int64."""
+    """The unpooled rows of one feature: `values` [num_ids, dim], `offsets` [batch + 1] int64.
+
+    Both are on the model's device.
+    """
 
     values: torch.Tensor
     offsets: torch.Tensor
@@ -51,10 +55,12 @@ class JaggedRows:
         Each bag keeps its first `max_length` ids (default: the longest bag's number).
         """
         lengths = self.offsets.diff()
-        width = max(lengths.tolist(), default=0) if max_length is None else max_length
-        mask = torch.arange(width) < lengths.unsqueeze(1)
-        place = (self.offsets[:-1].unsqueeze(1) + torch.arange(width))[mask]
-        padded = self.values.new_zeros(len(lengths), width, self.values.shape[1])
+        if max_length is None:
+            max_length = int(lengths.max()) if len(lengths) else 0
+        within = torch.arange(max_length, device=lengths.device)
+        mask = within < lengths.unsqueeze(1)
+        place = (self.offsets[:-1].unsqueeze(1) + within)[mask]
+        padded = self.values.new_zeros(len(lengths), max_length, self.values.shape[1])
         return padded.masked_scatter(mask.unsqueeze(-1), self.values[place]), mask
 
 
@@ -211,12 +217,12 @@ def sparse_embeddings(model: torch.nn.Module) -> Iterator[SparseEmbedding]:
 
 
 def _unpooled(rows: torch.Tensor, keys: TableKeys, bag: Bag) -> JaggedRows:
-    inverse = torch.from_numpy(keys.inverse[bag.start : bag.stop])
+    inverse = placed(keys.inverse[bag.start : bag.stop], rows.device)
     values = torch.nn.functional.embedding(inverse, rows)
     if bag.weights is not None:
-        values = values * torch.from_numpy(bag.weights).to(rows.dtype).unsqueeze(1)
+        values = values * placed(bag.weights, rows.device).to(rows.dtype).unsqueeze(1)
     offsets = np.arange(keys.batch_size + 1) if bag.offsets is None else bag.offsets
-    return JaggedRows(values, torch.from_numpy(offsets))
+    return JaggedRows(values, placed(offsets, rows.device))
 
 
 def _layout(keys: TableKeys, bags: list[Bag], module: SparseEmbedding) -> BagLayout:

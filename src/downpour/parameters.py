@@ -14,7 +14,10 @@ from downpour.tables.batches import is_finite
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from downpour.client import Client
+    from downpour.plan.program import PushDense
     from downpour.plan.specs import DenseTableSpec
+    from downpour.transfer import Fetched, Transfer
     from downpour.transport import Floats
 
 
@@ -24,10 +27,18 @@ def dense_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 class DenseBlock:
-    """The parameters of one dense table, and their last gradients as one array, `grad` [size]."""
+    """The parameters of one dense table, and their last gradients as one array, `grad` [size].
 
-    def __init__(self, spec: DenseTableSpec, parameters: Mapping[str, torch.nn.Parameter]) -> None:
-        self.spec = spec
+    To and from a device they go as one block.
+    """
+
+    def __init__(
+        self,
+        spec: DenseTableSpec,
+        parameters: Mapping[str, torch.nn.Parameter],
+        transfer: Transfer,
+    ) -> None:
+        self.spec, self._transfer = spec, transfer
         self.parameters = {}
         for section in spec.sections:
             parameter = parameters.get(section.name)
@@ -40,61 +51,89 @@ class DenseBlock:
             self.parameters[section.name] = parameter
         self.sections = {section.name: section for section in spec.sections}
         self.grad: Any = np.zeros(spec.size, spec.dtype)
-        self._grads = dict(zip(self.parameters, self._views(self.grad), strict=True))
+        views = self._views(torch.from_numpy(self.grad))
+        self._grads = dict(zip(self.parameters, views, strict=True))
+        self._fetched: Fetched | None = None
 
     def read(self) -> Floats:
         """The parameters' values, [size]."""
+        if not self._transfer.is_host:
+            parts = [parameter.detach().reshape(-1) for parameter in self.parameters.values()]
+            return self._transfer.to_host(torch.cat(parts))
         flat = np.empty(self.spec.size, self.spec.dtype)
-        for view, parameter in zip(self._views(flat), self.parameters.values(), strict=True):
+        views = self._views(torch.from_numpy(flat))
+        for view, parameter in zip(views, self.parameters.values(), strict=True):
             view.copy_(parameter.detach())
         return flat
 
     def write(self, flat: Floats) -> None:
         """Set the parameters to the values [size]."""
+        views = self._views(self._transfer.to_device(flat))
         with torch.no_grad():
-            for view, parameter in zip(self._views(flat), self.parameters.values(), strict=True):
+            for view, parameter in zip(views, self.parameters.values(), strict=True):
                 parameter.copy_(view)
+
+    def fetch(self, names: tuple[str, ...]) -> None:
+        """Begin to bring the gradients of these parameters from their device, for `collect`."""
+        parts = [
+            self._flat_gradient(parameter, wanted=name in names)
+            for name, parameter in self.parameters.items()
+        ]
+        self._fetched = self._transfer.fetch(torch.cat(parts))
 
     def collect(self, loss: str, names: tuple[str, ...]) -> list[str]:
         """Take the gradients of these parameters into `grad`, 0 for others; those that have one.
 
         Raises NonFiniteError, which names the parameter.
         """
-        if len(names) < len(self.parameters):
-            self.grad.fill(0.0)
-        reached = []
-        for name in names:
-            view, grad = self._grads[name], self.parameters[name].grad
-            if grad is None:
-                view.zero_()
-            else:
-                view.copy_(grad.to_dense() if grad.is_sparse else grad)
-                reached.append(name)
+        if self._fetched is not None:
+            self.grad, self._fetched = self._fetched.array(), None
+        else:
+            self._copy_gradients(names)
         if not is_finite(self.grad):
             bad = next(name for name in names if not is_finite(self.grad[self.sections[name].span]))
             raise NonFiniteError(
                 f"loss {loss!r}: the gradient of parameter {bad!r} holds NaN or infinity; nothing "
                 "of this step was applied"
             )
-        return reached
+        return [name for name in names if self.parameters[name].grad is not None]
 
-    def _views(self, flat: Floats) -> list[torch.Tensor]:
-        block = torch.from_numpy(flat)
+    def _copy_gradients(self, names: tuple[str, ...]) -> None:
+        if len(names) < len(self.parameters):
+            self.grad.fill(0.0)
+        for name in names:
+            view, grad = self._grads[name], self.parameters[name].grad
+            if grad is None:
+                view.zero_()
+            else:
+                view.copy_(grad.to_dense() if grad.is_sparse else grad)
+
+    @staticmethod
+    def _flat_gradient(parameter: torch.nn.Parameter, *, wanted: bool) -> torch.Tensor:
+        grad = parameter.grad
+        if grad is None or not wanted:
+            return parameter.detach().new_zeros(parameter.numel())
+        return (grad.to_dense() if grad.is_sparse else grad).reshape(-1)
+
+    def _views(self, block: torch.Tensor) -> list[torch.Tensor]:
         return [block[section.span].view(section.shape) for section in self.spec.sections]
 
 
 class Window:
     """What one program's batches have added to the gradient of a dense table since its last push.
 
-    `total` [size] is their sum; `names` are the parameters that got a gradient, the others' part of
-    `total` is 0.
+    A batch's gradient is a mean over its samples, or of statistics a sum. In sync training of
+    several workers a mean counts by the worker's share of a step's samples, which is known when the
+    step has ended: so the last batch's gradient stays apart until `weigh`.
     """
 
-    def __init__(self, block: DenseBlock, every: int) -> None:
-        self.block, self.every = block, every
-        self.total: Any = block.grad if every == 1 else np.zeros_like(block.grad)
+    def __init__(self, block: DenseBlock, op: PushDense) -> None:
+        self.block, self.every = block, op.every
         self.names: set[str] = set()
         self.num_batches = 0
+        self._is_mean = not block.spec.is_data_norm or op.scale_datanorm is not None
+        self._earlier: Any = None if self.every == 1 else np.zeros_like(block.grad)
+        self._has_earlier = self._has_last = False
 
     @property
     def is_due(self) -> bool:
@@ -108,10 +147,10 @@ class Window:
 
     def check(self, loss: str) -> None:
         """Raise NonFiniteError where the block's gradient could not be counted in."""
-        if self.num_batches == 0 or self.every == 1:
+        if not self._has_earlier:
             return
         with np.errstate(over="ignore"):
-            summed = self.total + self.block.grad
+            summed = self._earlier + self.block.grad
         if not is_finite(summed):
             raise NonFiniteError(
                 f"loss {loss!r}: the gradients of table {self.block.spec.name!r} sum to infinity "
@@ -120,14 +159,42 @@ class Window:
 
     def add(self, reached: list[str]) -> None:
         """Count the block's gradient of a batch in."""
-        if self.every > 1 and self.num_batches == 0:
-            np.copyto(self.total, self.block.grad)
-        elif self.every > 1:
-            self.total += self.block.grad
+        self._has_last = True
         self.names.update(reached)
         self.num_batches += 1
+
+    def skip(self) -> None:
+        """Count a batch that other workers have and this one has not."""
+        self.num_batches += 1
+
+    def weigh(self, share: float) -> None:
+        """Fold the last batch's gradient in, by this worker's share of the step's samples."""
+        if not self._has_last:
+            return
+        factor = share if self._is_mean else 1.0
+        last = (
+            self.block.grad if factor == 1.0 else self.block.grad * self._earlier.dtype.type(factor)
+        )
+        if self._has_earlier:
+            self._earlier += last
+        else:
+            np.copyto(self._earlier, last)
+        self._has_earlier, self._has_last = True, False
+
+    def push(self, client: Client) -> None:
+        """Push what there is, if any batch has reached a parameter."""
+        if not self.names:
+            return
+        name = self.block.spec.name
+        if self._has_last and self._has_earlier and client.is_alone:
+            self.weigh(1.0)
+        if self._has_earlier:
+            client.push_dense(name, self._earlier, self.names, is_mean=False)
+        if self._has_last:
+            client.push_dense(name, self.block.grad, self.names, is_mean=self._is_mean)
 
     def reset(self) -> None:
         """Begin the next one."""
         self.names.clear()
         self.num_batches = 0
+        self._has_earlier = self._has_last = False

@@ -16,6 +16,7 @@ import torch
 from downpour.jit import kernel
 from downpour.tables.memory import array_at, copy, prefetch
 from downpour.team import alongside, share
+from downpour.torch_pooling import torch_pool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,5 +191,7 @@ def _arrays(layout: BagLayout) -> tuple[Array, Array, Array, Array, Array]:
 
 def pool(rows: torch.Tensor, layout: BagLayout) -> torch.Tensor:
     """Pool rows [num_unique, dim] into bags [batch, num_features, dim]; an empty bag is zero."""
+    if not rows.is_cpu:
+        return torch_pool(rows, layout)
     out: torch.Tensor = _PoolBags.apply(rows, layout)  # type: ignore[no-untyped-call]
     return out

@@ -5,16 +5,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, TypeVar
 
 from rich import progress as rich_progress
 from rich.console import Console
 
+from downpour.cluster_view import cluster_lines, cluster_table
 from downpour.errors import SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from rich.console import RenderableType
+
+    from downpour.cluster_report import ClusterReport
+
+    Earlier: TypeAlias = ClusterReport | None
+
+T = TypeVar("T")
 LOSS_DECAY = 0.98  # the loss shown is a mean over about the last 50 steps
 SPEED_WINDOW_S = 10.0
 BAR_EVERY_S = 0.1
@@ -22,7 +30,7 @@ BAR_EVERY_S = 0.1
 
 @dataclass(kw_only=True)
 class RunState:
-    """What is shown, as of the last step."""
+    """What is shown, as of the last step or report."""
 
     epochs: int
     epoch: int = 0
@@ -66,6 +74,9 @@ class View(Protocol):
     def show(self, state: RunState) -> None:
         """Show the state of now."""
 
+    def show_cluster(self, report: ClusterReport, earlier: Earlier, seconds: float) -> None:
+        """Show workers and servers of now, with the speeds of the seconds since `earlier`."""
+
     def say(self, text: str) -> None:
         """Show a line that stays."""
 
@@ -73,12 +84,24 @@ class View(Protocol):
         """Leave the console as it was."""
 
 
+class BarAndMore(rich_progress.Progress):
+    """A bar over whatever else is redrawn with it."""
+
+    more: RenderableType | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar, and what is under it."""
+        yield from super().get_renderables()
+        if self.more is not None:
+            yield self.more
+
+
 class Bar:
-    """One live line under the lines that stay."""
+    """One live line under the lines that stay, and under it workers and servers if there are."""
 
     def __init__(self, console: Console) -> None:
         self.every_s = BAR_EVERY_S
-        self._bar = rich_progress.Progress(
+        self._bar = BarAndMore(
             rich_progress.TextColumn("{task.fields[state].epoch_text}"),
             rich_progress.BarColumn(bar_width=None),
             rich_progress.TextColumn("{task.fields[state].steps_text}"),
@@ -104,6 +127,11 @@ class Bar:
             self._epoch = state.epoch
         self._bar.update(self._task, completed=state.step, total=state.num_steps, state=state)
 
+    def show_cluster(self, report: ClusterReport, earlier: Earlier, seconds: float) -> None:
+        """Redraw the tables under the bar."""
+        self._bar.more = cluster_table(report, earlier, seconds)
+        self._bar.refresh()
+
     def say(self, text: str) -> None:
         """Print above the bar."""
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -126,6 +154,11 @@ class Lines:
     def show(self, state: RunState) -> None:
         """One line with everything."""
         self.say(f"{state.epoch_text}  step {state.steps_text}  {state.numbers_text}")
+
+    def show_cluster(self, report: ClusterReport, earlier: Earlier, seconds: float) -> None:
+        """One line for each worker and each server."""
+        for line in cluster_lines(report, earlier, seconds):
+            self.say(line)
 
     def say(self, text: str) -> None:
         """Print and flush, since logs are watched."""
@@ -162,6 +195,9 @@ class Progress:
         self._loss_weight = 0.0
         self._samples = 0
         self._past: deque[tuple[float, int]] = deque()
+        self._cluster: ClusterReport | None = None
+        self._reports: deque[tuple[float, Earlier]] = deque([(clock(), None)])
+        self._steps_before = 0  # of all workers, when this epoch began
 
     def __enter__(self) -> Self:
         if self._view is not None:
@@ -179,6 +215,8 @@ class Progress:
         state.is_evaluating = False
         now = self._clock()
         self._past = deque([(now, self._samples)])
+        self._reports = deque([(now, self._cluster)])
+        self._steps_before = 0 if self._cluster is None else self._cluster.steps
         self._shown_at = now
 
     def step(self, *, samples: int, loss: float, rows: int) -> None:
@@ -190,13 +228,28 @@ class Progress:
         self._loss_sum = LOSS_DECAY * self._loss_sum + (1 - LOSS_DECAY) * loss
         self._loss_weight = LOSS_DECAY * self._loss_weight + (1 - LOSS_DECAY)
         state.loss = self._loss_sum / self._loss_weight
-        if self._view is None:
-            return
         now = self._clock()
-        if now - self._shown_at >= self._view.every_s:
-            self._shown_at = now
-            state.samples_per_s = self._speed(now)
-            self._view.show(state)
+        if view := self._view_due(now):
+            then, earlier = _move_window(self._past, now, self._samples)
+            state.samples_per_s = _speed(self._samples - earlier, now - then)
+            view.show(state)
+
+    def show_cluster(self, report: ClusterReport) -> None:
+        """Count what workers and servers have done, in place of steps of one's own, and show it.
+
+        Speeds, the loss and latencies are of the last few seconds of this epoch.
+        """
+        now, state = self._clock(), self.state
+        then, earlier = _move_window(self._reports, now, report)
+        recent = report if earlier is None else report.since(earlier)
+        self._cluster = report
+        state.step = max(report.steps - self._steps_before, 0)
+        state.rows = report.rows
+        state.samples_per_s = _speed(recent.samples, now - then)
+        state.loss = state.loss if recent.loss is None else recent.loss
+        if view := self._view_due(now):
+            view.show(state)
+            view.show_cluster(report, earlier, now - then)
 
     def start_evaluation(self) -> None:
         """Say on the bar that the model is being evaluated, until the next epoch starts."""
@@ -220,13 +273,24 @@ class Progress:
         if self._view is not None:
             self._view.say(text)
 
-    def _speed(self, now: float) -> float:
-        """Samples a second over the last few seconds of this epoch."""
-        self._past.append((now, self._samples))
-        while len(self._past) > 2 and now - self._past[1][0] >= SPEED_WINDOW_S:
-            self._past.popleft()
-        then, samples = self._past[0]
-        return (self._samples - samples) / (now - then) if now > then else 0.0
+    def _view_due(self, now: float) -> View | None:
+        """What is to show the state now; None until it is time again."""
+        if self._view is None or now - self._shown_at < self._view.every_s:
+            return None
+        self._shown_at = now
+        return self._view
+
+
+def _move_window(past: deque[tuple[float, T]], now: float, value: T) -> tuple[float, T]:
+    """Add the value of now, and drop what is too old; the time and value that are left first."""
+    past.append((now, value))
+    while len(past) > 2 and now - past[1][0] >= SPEED_WINDOW_S:
+        past.popleft()
+    return past[0]
+
+
+def _speed(samples: int, seconds: float) -> float:
+    return samples / seconds if seconds > 0 else 0.0
 
 
 def choose_view(console: Console, *, every_s: float) -> View:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
+from downpour.consistency import Consistency, Sync
 from downpour.data import Source
 from downpour.errors import SettingError
 from downpour.features import Batch
@@ -18,6 +19,7 @@ from downpour.optimizer import DownpourSGD
 from downpour.plan.losses import named_losses
 from downpour.settings import short
 from downpour.strategy import Strategy
+from downpour.transfer import checked_device
 
 if TYPE_CHECKING:
     from typing import Self
@@ -72,7 +74,11 @@ class Run:
         epochs: how often to go through `data`.
         eval_every: evaluate also after every so many steps.
         early_stop: when to stop before the last epoch.
+        consistency: when workers see each other's pushes, in a run with servers: `Sync` (as one
+            process with all their batches joined), `Async`, `HalfAsync` or `Geo`.
         seed: of the initial rows and of torch's random numbers while it trains (dropout).
+        device: where the model computes, "cpu" or a GPU: "cuda", "cuda:1" or a torch.device. The
+            model is moved there, and rows and batches follow; tables stay on servers' CPUs.
     """
 
     model: torch.nn.Module
@@ -90,7 +96,9 @@ class Run:
     epochs: int = 1
     eval_every: int | None = None
     early_stop: EarlyStop | None = None
+    consistency: Consistency = field(default_factory=Sync)
     seed: int = 0
+    device: str | torch.device = "cpu"
 
     if not TYPE_CHECKING:
 
@@ -122,7 +130,9 @@ class Run:
         self._require("label", (str, NoneType), "a label's name or None")
         if self.evaluate is not None:
             self._require("evaluate", Callable, "a function (model) -> {name: value}, or None")
+        self._require("consistency", Consistency, "Sync(), Async(), HalfAsync() or Geo()")
         self._require("early_stop", (EarlyStop, NoneType), "an EarlyStop or None")
+        object.__setattr__(self, "device", checked_device("Run.device", self.device))
         self._check_numbers()
         self._check_evaluated()
 
@@ -173,7 +183,9 @@ class Run:
             "epochs": self.epochs,
             "eval_every": self.eval_every,
             "early_stop": _plain(self.early_stop),
+            "consistency": repr(self.consistency),
             "seed": self.seed,
+            "device": str(self.device),
         }
 
 

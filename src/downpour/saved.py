@@ -20,6 +20,7 @@ from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
 from downpour.plan.specs import plan_name
 from downpour.target import add_import_path
+from downpour.transfer import HOST, checked_device
 from downpour.worker import Worker
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ UNINITIALIZED = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
 class _Pickler(pickle.Pickler):
     """Leaves parameters and buffers out: they are in the safetensors file, under their names.
 
-    What torch.compile wraps is pickled as it was before. `modules` are those that define what the
-    pickle names.
+    Other tensors are pickled as those of the CPU: where a run is loaded there may be no GPU. What
+    torch.compile wraps is pickled as it was before. `modules` are those that define what the pickle
+    names.
     """
 
     def __init__(self, file: io.BytesIO, model: torch.nn.Module) -> None:
@@ -63,6 +65,9 @@ class _Pickler(pickle.Pickler):
             self.modules.add(obj.__module__)
         elif isinstance(obj, torch.nn.Module) and hasattr(obj, "_orig_mod"):
             return _itself, (obj._orig_mod,)
+        elif isinstance(obj, torch.Tensor) and not obj.is_cpu:
+            here: Any = obj.detach().cpu().requires_grad_(obj.requires_grad)
+            return here.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
         return NotImplemented
 
 
@@ -143,14 +148,17 @@ def text_settings(data: object) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names} if isinstance(data, Files) else {}
 
 
-def load(run_dir: str | Path) -> SavedRun:
+def load(run_dir: str | Path, *, device: str | torch.device = HOST) -> SavedRun:
     """Load what `downpour train` saved in a run's folder.
+
+    device: where the model is to be, "cpu" or a GPU as "cuda:0", wherever it was trained.
 
     The model is unpickled, which runs code that the folder names: load only runs you trust. The
     file that defines the model must be where it was, or importable.
 
     Raises SavedRunError: no model there, a newer format, damaged files, a model's file not found.
     """
+    where = checked_device("load: device", device)
     folder = Path(run_dir) / MODEL_FOLDER
     manifest, data = checkpoint.read_manifest(folder)
     for path in manifest["import_paths"]:
@@ -173,9 +181,10 @@ def load(run_dir: str | Path) -> SavedRun:
     client = embedded(content["plan"])
     checkpoint.restore(manifest, data, client)
     schema = manifest["schema"]
-    worker = Worker(content["plan"], content["model"], client)
+    model: torch.nn.Module = content["model"].to(where)
+    worker = Worker(content["plan"], model, client, device=where)
     return SavedRun(
-        model=content["model"],
+        model=model,
         client=client,
         worker=worker,
         predict_with=content["predict"],
@@ -205,7 +214,7 @@ class SavedRun:
     def predict(self, batch: Batch) -> np.ndarray[Any, Any]:
         """The scores [batch] of a batch."""
         with inference(self.model):
-            return predict_batch(self.model, batch, self.predict_with)
+            return predict_batch(self.model, batch, self.predict_with, self.worker.device)
 
     def predict_all(self, batches: Iterable[Batch]) -> Iterator[np.ndarray[Any, Any]]:
         """The scores of each batch."""
@@ -214,7 +223,7 @@ class SavedRun:
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """AUC, bucketed AUC, logloss and COPC over batches that have labels."""
-        return evaluate(self.model, batches, self.predict_with, self.label)
+        return evaluate(self.model, batches, self.predict_with, self.label, self.worker.device)
 
     def files(self, paths: Sequence[str | Path], *, batch_size: int, labels: bool) -> Files:
         """Files like those of the training data; without `labels` and weights, to predict.

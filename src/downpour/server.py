@@ -1,45 +1,58 @@
-"""A server: one shard of every sparse table of a plan, and its share of the dense ones."""
+"""A server: one shard of every sparse table of a plan, and its parts of the dense ones."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
 from downpour.errors import TableError
-from downpour.tables import DenseTable, sparse_table
-from downpour.transport import DenseState, DenseStats, SparseState
+from downpour.plan.sections import DEFAULT_SECTIONS, split
+from downpour.tables import CtrTable, DenseTable, Section, sparse_table
+from downpour.transport import DenseState, DenseStats, Shrunk, SparseState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from downpour.accessor import Rates
     from downpour.plan.plan import Plan
+    from downpour.plan.sections import Part, Sections
     from downpour.tables import TableStats
     from downpour.transport import Floats, Keys, Rows
 
 T = TypeVar("T")
 
 
-def dense_home(table_id: int, num_shards: int) -> int:
-    """The shard that holds a dense table."""
-    return table_id % num_shards
-
-
 class Server:
     """The tables of shard `shard` of `num_shards`; see `transport.Transport` for its calls.
 
-    Needs no torch. The checks of what comes from outside are the client's and the tables' own.
+    `sections` says which parts of dense tables are here; a table of which none is here it does not
+    have. Needs no torch. The checks of what comes from outside are the client's and the tables'
+    own.
     """
 
-    def __init__(self, plan: Plan, *, shard: int = 0, num_shards: int = 1) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        shard: int = 0,
+        num_shards: int = 1,
+        sections: Sections = DEFAULT_SECTIONS,
+    ) -> None:
         self.sparse = {
             spec.name: sparse_table(spec.name, spec.accessor, seed=spec.seed)
             for spec in plan.sparse
         }
-        self.dense = {
-            spec.name: DenseTable(spec.name, spec.sections, spec.rule, spec.dtype)
-            for spec in plan.dense
-            if dense_home(spec.id, num_shards) == shard
-        }
+        self.dense: dict[str, DenseTable] = {}
+        self.parts: dict[str, dict[str, list[str]]] = {}  # of a table, by parameter
+        for spec in plan.dense:
+            own = [it for it in split(spec, num_shards, sections) if it.server == shard]
+            if own:
+                self.dense[spec.name] = DenseTable(
+                    spec.name, _sections_of(own), spec.rule, spec.dtype
+                )
+                parts: dict[str, list[str]] = {section.name: [] for section in spec.sections}
+                for part in own:
+                    parts[part.parameter].append(part.name)
+                self.parts[spec.name] = parts
         self._has_weights: set[str] = set()
 
     def locate(self, table: str, keys: Keys, *, create: bool) -> Rows:
@@ -74,7 +87,14 @@ class Server:
         self, table: str, grad: Floats, *, step: int, lr: float, names: Collection[str]
     ) -> None:
         """See Transport."""
-        _of(self.dense, table).push(grad, step=step, lr=lr, names=names)
+        own, parts = _of(self.dense, table), self.parts[table]
+        for name in names:
+            if name not in parts:
+                raise TableError(
+                    f"dense table {table!r} has no section {name!r}, it has: {', '.join(parts)}"
+                )
+        here = [part for name in names for part in parts[name]]
+        own.push(grad, step=step, lr=lr, names=here)
 
     def export(self, table: str) -> SparseState:
         """See Transport."""
@@ -88,6 +108,42 @@ class Server:
         statistics = () if state.statistics is None else (state.statistics,)
         rows = (state.keys, state.weights, state.state, *statistics)
         own.restore(*rows, step=state.step, log_decay=state.log_decay)
+
+    def clear(self, table: str) -> None:
+        """See Transport. A new table takes the place of the old one, as in `shrink`.
+
+        So who still has the old one may read it to its end.
+        """
+        own = _of(self.sparse, table)
+        self.sparse[table] = sparse_table(table, own.accessor, seed=own.seed)
+
+    def shrink(self, table: str) -> Shrunk:
+        """See Transport."""
+        own = _of(self.sparse, table)
+        if not isinstance(own, CtrTable):
+            raise TableError(
+                f"table {table!r} cannot shrink: its rows count no show and click, by which a "
+                "shrink deletes; give it a CtrAccessor, or empty it with clear"
+            )
+        self.sparse[table], deleted = own.shrunk()
+        return Shrunk(len(self.sparse[table]), deleted)
+
+    def has_weights(self, table: str) -> bool:
+        """Whether a dense table was given its first weights."""
+        return table in self._has_weights
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no table holds anything yet."""
+        tables = (*self.sparse.values(), *self.dense.values())
+        has_rows = any(len(table) for table in self.sparse.values())
+        return not (self._has_weights or has_rows or any(table.step for table in tables))
+
+    def adopt(self, other: Server) -> None:
+        """Take over the tables of a server of the same plan and shard."""
+        self.sparse.update(other.sparse)
+        self.dense.update(other.dense)
+        self._has_weights = other._has_weights
 
     def export_dense(self, table: str) -> DenseState:
         """See Transport."""
@@ -106,6 +162,15 @@ class Server:
             name: DenseStats(table.size, table.num_bytes) for name, table in self.dense.items()
         }
         return {**sparse, **dense}
+
+
+def _sections_of(parts: Sequence[Part]) -> list[Section]:
+    """Parts one after the other."""
+    sections, offset = [], 0
+    for part in parts:
+        sections.append(Section(part.name, offset, part.size, part.shape))
+        offset += part.size
+    return sections
 
 
 def _of(tables: Mapping[str, T], name: str) -> T:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 
 import numpy as np
 
@@ -43,6 +45,15 @@ class DistinctCount:
     def add(self, keys: np.ndarray) -> None:
         """Count keys, uint64 [n]."""
         _add(keys, self._registers)
+
+    def text(self) -> str:
+        """All that was counted, as text for `merge`."""
+        return base64.b64encode(zlib.compress(self._registers.tobytes(), 1)).decode()
+
+    def merge(self, text: str) -> None:
+        """Add what another has counted, as `text` gave it."""
+        registers = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.int8)
+        np.maximum(self._registers, registers, out=self._registers)
 
     def estimate(self) -> int:
         """About how many different keys were added."""

@@ -5,26 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
 
     from downpour.client import Located
     from downpour.features import Batch
     from downpour.lookup import TableKeys
     from downpour.plan.program import Program, PullSparse, PushSparse
+    from downpour.transfer import Fetched, Sent, Transfer
     from downpour.transport import Floats
 
 
 @dataclass(slots=True)
 class Lookup:
-    """The keys that one op reads for a batch, their places, and once pulled their rows."""
+    """The keys that one op reads for a batch, their places, and once pulled their rows.
+
+    `sent`: the rows, where they went to the device before their step. `fetched`: their gradient on
+    its way back.
+    """
 
     op: PullSparse
     keys: TableKeys
     located: Located
     rows: torch.Tensor | None = None
+    sent: Sent | None = None
+    fetched: Fetched | None = None
 
     @property
     def is_reached(self) -> bool:
@@ -36,8 +43,13 @@ class Lookup:
         """The gradient of pulled rows, numpy [num_unique, pull_dim]; zeros if it did not come."""
         assert self.rows is not None
         if self.rows.grad is None:
-            return np.zeros(tuple(self.rows.shape), self.rows.detach().numpy().dtype)
-        return self.rows.grad.numpy()
+            return torch.zeros(self.rows.shape, dtype=self.rows.dtype).numpy()
+        return self.rows.grad.numpy() if self.fetched is None else self.fetched.array()
+
+    def fetch(self, transfer: Transfer) -> None:
+        """Begin to bring the gradient to the host, if it came."""
+        if self.rows is not None and self.rows.grad is not None:
+            self.fetched = transfer.fetch(self.rows.grad)
 
     def features_of(self, bad_rows: np.ndarray) -> list[str]:
         """The features with an id whose row is among those of the mask [num_unique]."""

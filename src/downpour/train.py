@@ -16,7 +16,6 @@ import torch
 
 from downpour import folder as run_folder
 from downpour import saved
-from downpour.accessor import CtrAccessor
 from downpour.checkpoint import write_whole
 from downpour.client import embedded
 from downpour.data.ahead import read_ahead
@@ -31,7 +30,7 @@ from downpour.report import write_report
 from downpour.sketch import DistinctCount
 from downpour.stopping import Stopping
 from downpour.tables import TableStats, kernels
-from downpour.tables.pushes import PUSH_CLICK, PUSH_SHOW
+from downpour.warm import warm
 from downpour.worker import Worker
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from downpour.client import Client
     from downpour.features import Batch
     from downpour.plan.plan import Plan
     from downpour.run import EarlyStop, Run
@@ -95,8 +95,6 @@ class Trainer:
         if self.folder is not None:
             run_folder.require_free(self.folder)
         self.plan = make_plan(run)
-        self.client = embedded(self.plan)
-        self.worker = Worker(self.plan, run.model, self.client)
         name = "run" if self.folder is None else self.folder.resolve().name
         self.history = History(name, run.settings(), str(self.plan))
         self.progress = Progress(epochs=run.epochs, quiet=quiet, console=console)
@@ -106,6 +104,12 @@ class Trainer:
         self._epoch: _Epoch | None = None  # the one under way
         self._rows = 0
         self._stopped: str | None = None
+        self._is_open = False
+        self.client = self._make_client()
+        self.worker = Worker(self.plan, run.model, self.client, device=run.device)
+
+    def _make_client(self) -> Client:
+        return embedded(self.plan)
 
     def train(self) -> dict[str, Any]:
         """Train to the end, to the early stop, or to Ctrl-C; gives what metrics.json holds.
@@ -165,7 +169,7 @@ class Trainer:
         def read() -> Generator[Batch]:
             for batch in self.run.data.batches(epoch):
                 if batch.size:
-                    self._check(batch)
+                    check_labels(self.run, batch)
                     self.history.count_features(batch)
                     yield batch
 
@@ -181,12 +185,6 @@ class Trainer:
         batch = next(batches, None)
         self.worker.phases_s["read"] += time.perf_counter() - start
         return batch
-
-    def _check(self, batch: Batch) -> None:
-        """Labels that evaluation will read must be 0 or 1 in training, too."""
-        if self.run.eval_data is not None:
-            who = "training data" + (f", label {self.run.label!r}" if self.run.label else "")
-            require_binary(label_of(batch, self.run.label).numpy(), who)
 
     def _step(self, epoch: _Epoch, batch: Batch, following: Batch | None) -> None:
         start = time.perf_counter()
@@ -239,7 +237,7 @@ class Trainer:
         evaluation = Evaluation(results={}, samples=0, seconds=0.0)
         if run.eval_data is not None:
             with contextlib.closing(read_ahead(run.eval_data.batches(0))) as batches:
-                evaluation = evaluate(run.model, batches, run.predict, run.label)
+                evaluation = evaluate(run.model, batches, run.predict, run.label, run.device)
         evaluation.results.update(self._own_results())
         seconds = time.perf_counter() - start
         epoch.evaluated_s += seconds
@@ -266,8 +264,9 @@ class Trainer:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
     def _open_folder(self) -> None:
-        if self.folder is None:
+        if self.folder is None or self._is_open:
             return
+        self._is_open = True
         saved.pickled_model(self.run, self.plan)  # what cannot be saved is refused now
         run_folder.start_over(self.folder)
         write_whole(self.folder / run_folder.PLAN, f"{self.plan}\n")
@@ -276,17 +275,7 @@ class Trainer:
     def _warm(self) -> None:
         """Compile or load the kernels of a step, so that no epoch's time has that in it."""
         start = time.perf_counter()
-        with embedded(self.plan) as client:
-            for spec in self.plan.sparse:
-                located = client.locate(spec.name, np.zeros(1, np.uint64), create=True)
-                pushes = np.zeros((1, spec.accessor.push_dim), spec.accessor.numpy_dtype)
-                if isinstance(spec.accessor, CtrAccessor):
-                    pushes[:, [PUSH_SHOW, PUSH_CLICK]] = 2e6, 1e6  # it gets its embedx
-                client.update(located, pushes)
-                client.read(located)
-            for block in self.plan.dense:
-                grad = np.zeros(block.size, block.dtype)
-                client.push_dense(block.name, grad, [section.name for section in block.sections])
+        warm(self.plan)
         DistinctCount().add(np.zeros(1, np.uint64))
         self.worker.phases_s["compile"] += time.perf_counter() - start
 
@@ -303,7 +292,7 @@ class Trainer:
 
     def _close(self, *, keep: bool = True) -> None:
         """End the threads and write what is left to write: the model as well, if `keep`."""
-        self.worker.close()
+        self._end_worker(keep=keep)
         if self._events is not None:
             self._events.close()
         if self.folder is None:
@@ -318,6 +307,10 @@ class Trainer:
             self._write_metrics()
         if keep:
             write_report(self.folder)
+
+    def _end_worker(self, *, keep: bool) -> None:
+        """Push what is left, and give the model the tables' values."""
+        self.worker.close()
 
     def _write_metrics(self) -> None:
         if self.folder is not None:
@@ -349,6 +342,13 @@ class _EarlyStopper:
         return self._worse >= self._rule.patience
 
 
+def check_labels(run: Run, batch: Batch) -> None:
+    """Labels that evaluation will read must be 0 or 1 in training, too. Raises DataError."""
+    if run.eval_data is not None:
+        who = "training data" + (f", label {run.label!r}" if run.label else "")
+        require_binary(label_of(batch, run.label).numpy(), who)
+
+
 def is_compiled() -> bool:
     """Whether this machine has compiled the kernels before."""
     kernel: Any = kernels.pull  # of its file's kernels, the one that calls most of them
@@ -371,11 +371,12 @@ def first_batch(run: Run) -> Batch:
 
 
 def plan_with(run: Run, example: Batch) -> Plan:
-    """Plan a run's losses with an example batch."""
+    """Plan a run's losses with an example batch, the model on the run's device from then on."""
+    run.model.to(run.device)
     return run.optimizer.minimize(
         run.losses,
         model=run.model,
-        example=example,
+        example=example.to(run.device),
         startup=run.startup,
         parameter_list=run.parameter_list,
         no_grad_set=run.no_grad_set,

@@ -28,6 +28,14 @@ class DenseStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Shrunk:
+    """How many rows of a table were kept by a shrink, and how many deleted."""
+
+    kept: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
 class SparseState:
     """Rows of a sparse table: keys [n] rising, weights [n, dim], rule state [n, state_dim].
 
@@ -44,7 +52,10 @@ class SparseState:
 
 @dataclass(frozen=True, slots=True)
 class DenseState:
-    """A dense table: weights [size], and by parameter the rule's state and number of updates."""
+    """A dense table: weights [size], and by parameter the rule's state and number of updates.
+
+    Of one server they are its share of the table, and `state` and `updates` are by part.
+    """
 
     weights: Floats
     state: Mapping[str, Floats]
@@ -53,11 +64,12 @@ class DenseState:
 
 
 class Transport(Protocol):
-    """One server's shard of every sparse table, and the dense tables that live there.
+    """One server's shard of every sparse table, and its share of the dense ones.
 
-    An embedded `Server` is its own transport. Keys are stored keys (their id space mixed in),
-    uint64 [n], all different. Every call but `stats` raises TableError for a table that the
-    server does not have.
+    A share is the server's parts of a dense table one after the other, a block [size] (see
+    `plan.sections`); a server without a part does not have the table. An embedded `Server` is its
+    own transport. Keys are stored keys (their id space mixed in), uint64 [n], all different. Every
+    call but `stats` raises TableError for a table that the server does not have.
     """
 
     def locate(self, table: str, keys: Keys, *, create: bool) -> Rows:
@@ -76,15 +88,18 @@ class Transport(Protocol):
         """Write rows of any keys, the last one of each; the rule's state is the initial one."""
 
     def init_dense(self, table: str, flat: Floats) -> bool:
-        """Give a dense table its first weights [size]; False if it has them already."""
+        """Give a share its first weights [size]; False if it has them already."""
 
     def pull_dense(self, table: str, out: Floats) -> None:
-        """The weights of a dense table, [size]."""
+        """The weights of a share, [size]."""
 
     def push_dense(
         self, table: str, grad: Floats, *, step: int, lr: float, names: Collection[str]
     ) -> None:
-        """One step of the rule with grad [size], on the parameters of these names alone."""
+        """One step of the rule with the share's grad [size], on these parameters alone.
+
+        A parameter of the table that has no part here is passed over.
+        """
 
     def export(self, table: str) -> SparseState:
         """All rows of a sparse table's shard."""
@@ -92,11 +107,20 @@ class Transport(Protocol):
     def restore(self, table: str, state: SparseState) -> None:
         """Fill an empty shard with rows that belong to it."""
 
+    def clear(self, table: str) -> None:
+        """Forget all rows of a sparse table's shard; its steps and its decay begin anew."""
+
+    def shrink(self, table: str) -> Shrunk:
+        """Let a day pass for a shard of CTR rows. TableError for a table of other rows.
+
+        After this and `clear` keys have other row numbers.
+        """
+
     def export_dense(self, table: str) -> DenseState:
-        """A dense table with its rule's state."""
+        """A share with its rule's state, by part."""
 
     def restore_dense(self, table: str, state: DenseState) -> None:
-        """Make a dense table what was exported."""
+        """Make a share what was exported of it."""
 
     def stats(self) -> dict[str, TableStats | DenseStats]:
         """Rows and bytes of each table."""

@@ -24,7 +24,7 @@ def weighed(op: WeighSamples, batch: Batch, lookup: Lookup, rows: NDArray[Any]) 
     sample has several ids.
     """
     shows = _shows(op.feature, lookup, rows[:, 0], batch.size)
-    weights = np.ones(batch.size) if batch.weights is None else batch.weights.numpy().copy()
+    weights = np.ones(batch.size) if batch.weights is None else batch.weights.cpu().numpy().copy()
     rare = (shows >= 0.0) & (shows < op.threshold)
     share = (op.threshold - shows[rare]) / op.threshold
     weights[rare] = np.maximum(weights[rare], np.log(np.e + share * op.ratio))

@@ -26,6 +26,7 @@ from downpour.plan.program import (
 from downpour.plan.startup import start
 from downpour.step import Lookup, Step
 from downpour.team import Chore, with_torch_threads
+from downpour.transfer import HOST, Transfer, device_of
 from downpour.weighing import weighed
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from downpour.client import Client
     from downpour.features import Batch
     from downpour.plan.plan import Plan
-    from downpour.plan.program import Op
+    from downpour.plan.program import Op, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,34 @@ class Worker:
     where they are missing, outside one an unknown id has its initial row and none is made.
     `phases_s`: seconds spent in each phase of the steps so far.
 
+    Rows and batches go to the device of the model's parameters, or where it has none to `device`.
+    A model must not move while a worker trains it.
+
     A step is atomic: whatever it raises, it raises before anything is pushed.
     """
 
-    def __init__(self, plan: Plan, model: torch.nn.Module, client: Client) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        model: torch.nn.Module,
+        client: Client,
+        *,
+        device: str | torch.device = HOST,
+    ) -> None:
         self.plan, self.model, self.client = plan, model, client
+        self.device = device_of(model, device)
+        self._transfer = Transfer(self.device)
         self.phases_s: dict[str, float] = defaultdict(float)
         self._parameters = dense_parameters(model)
-        self._blocks = {spec.name: DenseBlock(spec, self._parameters) for spec in plan.dense}
+        self._blocks = {
+            spec.name: DenseBlock(spec, self._parameters, self._transfer) for spec in plan.dense
+        }
         start(plan, model)
         for name, block in self._blocks.items():
             client.init_dense(name, block.read())
+        client.begin()
         self._windows = {
-            (program.name, op.table): Window(self._blocks[op.table], op.every)
+            (program.name, op.table): Window(self._blocks[op.table], op)
             for program in plan.programs.values()
             for op in program.ops_of(PushDense)
         }
@@ -81,6 +97,7 @@ class Worker:
             module.connect(self)
         self._ahead: list[tuple[str, Batch, Chore[list[Lookup]]]] = []
         self._current: Step | None = None
+        self._num_steps = 0
 
     def __enter__(self) -> Self:
         return self
@@ -99,38 +116,78 @@ class Worker:
 
         By those of torch's threads that have nothing to do meanwhile; a thread of our own would
         take its time from the model. What is not found by then is found at the start of its step.
-        The values are read in that step, after all that came before it has been pushed. Steps are
-        expected in the order of these calls.
+        The values are read in that step, after all that came before it has been pushed; rows from
+        servers that may be staler go to a GPU while the step before it computes. Steps are expected
+        in the order of these calls.
         """
-        ops = self.plan.program(program).ops_of(PullSparse)
-        self._ahead.append((program, batch, Chore(self._look_up(ops, batch))))
+        planned = self.plan.program(program)
+        look_up = Chore(self._look_up(planned.ops_of(PullSparse), batch))
+        at = self._num_steps + max(len(self._ahead), 1) + 1  # the next step's batch comes before it
+        self._ahead.append((program, batch, look_up))
+        if not self.client.is_embedded:  # nothing of it can wait: the rows have a way to go
+            for lookup in look_up.result():
+                self.client.ask_ahead(lookup.located, at)
 
-    def step(self, program: str, batch: Batch) -> StepResult:
+    def step(self, program: str, batch: Batch, *, goes_on: bool = True) -> StepResult:
         """Run a program on a batch: pull, compute, push.
 
-        Afterwards the model has the dense values that the step began with: `pull_dense` or `close`
-        give it the tables' own.
+        goes_on: whether another batch comes; in sync training of several workers the others have to
+        know. Afterwards the model has the dense values that the step began with: `pull_dense` or
+        `close` give it the tables' own.
 
         Raises NonFiniteError where the loss or a gradient is NaN or infinite, PlanError for a
         parameter or feature that the plan does not have, DataError for a batch that lacks one.
         """
         with with_torch_threads([chore for _, _, chore in self._ahead]):
-            return self._step(program, batch)
+            return self._step(program, batch, goes_on)
 
-    def _step(self, program: str, batch: Batch) -> StepResult:
+    def idle(self, program: str) -> None:
+        """Take part in a step of sync training without a batch: others still have some."""
+        planned = self.plan.program(program)
+        for pull in planned.ops_of(PullDense):
+            if pull.every > 1 and self._since_pull[program, pull.table] == 0:  # for later batches
+                self._blocks[pull.table].write(self.client.pull_dense(pull.table))
+        for op in planned.ops_of(PushDense):
+            window = self._windows[program, op.table]
+            window.skip()
+            if window.is_due:
+                self._push_dense(window)
+        self._end_step(program, 0, goes_on=False)
+
+    def _step(self, program: str, batch: Batch, goes_on: bool) -> StepResult:
         plan = self.plan.program(program)
         with self._timed("wait for keys"):
-            work = Step(plan, batch, self._prepared(program, batch))
+            work = Step(plan, batch.to(self.device), self._prepared(program, batch))
+            self._ask(plan, work)
         self._current = work
         try:
             for op in plan.ops:
                 self._run(op, work)
         finally:
             self._current = None
-        for op in plan.ops_of(PullDense):
+        self._end_step(program, batch.size, goes_on=goes_on)
+        return StepResult(work.loss, batch.size)
+
+    def _ask(self, program: Program, work: Step) -> None:
+        """Let all that the step reads come at once, from wherever it is."""
+        for op in program.ops_of(PullDense):
+            if self._since_pull[program.name, op.table] == 0:
+                self.client.ask_dense(op.table)
+        for lookup in work.lookups:
+            if lookup.sent is None:
+                self.client.ask(lookup.located)
+
+    def _end_step(self, program: str, samples: int, *, goes_on: bool) -> None:
+        share = 1.0
+        if not self.client.is_embedded:
+            with self._timed("wait for workers"):
+                share = self.client.end_step(samples, goes_on=goes_on)
+        self._num_steps += 1
+        for push in self.plan.program(program).ops_of(PushDense):
+            self._windows[program, push.table].weigh(share)
+        for op in self.plan.program(program).ops_of(PullDense):
             since = self._since_pull[program, op.table] + 1
             self._since_pull[program, op.table] = since % op.every
-        return StepResult(work.loss, batch.size)
 
     def pull_dense(self) -> None:
         """Read the dense parameters of all programs into the model."""
@@ -138,9 +195,17 @@ class Worker:
             block.write(self.client.pull_dense(name))
 
     def flush(self) -> None:
-        """Push the dense gradients of windows that are not full; new ones begin with a pull."""
-        for window in self._windows.values():
-            self._push_dense(window)
+        """Push the dense gradients of windows that are not full; new ones begin with a pull.
+
+        In sync training all workers do it at the same time.
+        """
+        for name, program in self.plan.programs.items():  # each is a step of its tables
+            windows = [self._windows[name, op.table] for op in program.ops_of(PushDense)]
+            for window in windows:
+                self._push_dense(window)
+            if any(window.every > 1 for window in windows):
+                self.client.end_step(0)
+                self._num_steps += 1
         self._since_pull.clear()
 
     def rows(
@@ -222,7 +287,10 @@ class Worker:
     def _pulled(self, lookup: Lookup, *, requires_grad: bool) -> torch.Tensor:
         if lookup.rows is None:
             with self._timed("pull"):
-                lookup.rows = torch.from_numpy(self.client.read(lookup.located))
+                if lookup.sent is not None:
+                    lookup.rows = lookup.sent.tensor()
+                else:
+                    lookup.rows = self._transfer.to_device(self.client.read(lookup.located))
                 lookup.rows.requires_grad_(requires_grad)
         return lookup.rows
 
@@ -243,7 +311,7 @@ class Worker:
             case PushSparse():
                 with self._timed("push"):
                     if op in work.pushes:
-                        self.client.update(*work.pushes[op])
+                        self.client.update(*work.pushes[op], is_mean=not op.times_batch_size)
             case PushDense(table):
                 window = self._windows[work.program.name, table]
                 window.add(work.reached[table])
@@ -255,8 +323,7 @@ class Worker:
             return
         with self._timed("push"):
             try:
-                if window.names:
-                    self.client.push_dense(window.block.spec.name, window.total, window.names)
+                window.push(self.client)
             finally:  # a push that was refused must not keep the next ones from being due
                 window.reset()
 
@@ -270,7 +337,8 @@ class Worker:
             it for it in work.lookups if it.op.table == op.table and op.feature in it.op.features
         )
         rows = self._pulled(lookup, requires_grad=self._learns(lookup.op, work))
-        work.batch = weighed(op, work.batch, lookup, rows.detach().numpy())
+        shown = self._transfer.to_host(rows)
+        work.batch = weighed(op, work.batch, lookup, shown).to(self.device)
 
     def _compute(self, op: Compute, work: Step) -> None:
         function = self.plan.loss(op.loss)
@@ -282,9 +350,27 @@ class Worker:
             with self._timed("backward"):
                 if value.requires_grad:
                     torch.autograd.backward(value)
+                if not self._transfer.is_host:
+                    self._gradients.fetch(work, self._transfer)
+                    self._send_ahead()
                 work.loss = float(value.detach())
         with self._timed("check"):
             self._gradients.collect(op.loss, work)
+
+    def _send_ahead(self) -> None:
+        """While the device computes, find the rows of the next step, and send what has come."""
+        if not self._ahead:
+            return
+        _, _, look_up = self._ahead[0]
+        with self._timed("wait for keys"):
+            while not look_up.is_done:
+                look_up.advance()
+        if self.client.is_embedded:  # this step will change the rows
+            return
+        for lookup in look_up.result():
+            rows = self.client.read_ahead(lookup.located, self._num_steps + 2)
+            if rows is not None:
+                lookup.sent = self._transfer.send(rows)
 
     def _timed(self, phase: str) -> _Timer:
         return _Timer(self.phases_s, phase)

@@ -22,6 +22,7 @@ from downpour.no_grad import has_compiler, modules_named, outputs_detached, unco
 from downpour.plan.dataflow import Dataflow
 from downpour.plan.specs import plan_name
 from downpour.tables import SparseTable
+from downpour.transfer import Transfer, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -54,8 +55,8 @@ class Reached:
 class _Leaves:
     """Gives rows as one leaf a feature, so that each feature's gradient is seen on its own."""
 
-    def __init__(self, tables: Mapping[str, SparseTableSpec]) -> None:
-        self._specs = tables
+    def __init__(self, tables: Mapping[str, SparseTableSpec], device: torch.device) -> None:
+        self._specs, self._transfer = tables, Transfer(device)
         self._tables: dict[str, SparseTable] = {}
         self.lookups: list[tuple[str, dict[str, torch.Tensor]]] = []
 
@@ -74,7 +75,7 @@ class _Leaves:
         if spec.name not in self._tables:
             assert isinstance(spec.accessor, EmbeddingAccessor)
             self._tables[spec.name] = SparseTable(spec.name, spec.accessor, seed=spec.seed)
-        return torch.from_numpy(self._tables[spec.name].pull(keys, create=False))
+        return self._transfer.to_device(self._tables[spec.name].pull(keys, create=False))
 
 
 def materialise(
@@ -92,7 +93,8 @@ def materialise(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with _connected(model, _Leaves(tables)), _same_buffers(model), torch.no_grad():
+        source = _Leaves(tables, device_of(model, batch.device))
+        with _connected(model, source), _same_buffers(model), torch.no_grad():
             for name, loss in losses.items():
                 _run(name, loss, model, batch)
     finally:
@@ -114,10 +116,11 @@ def discover(
     Raises PlanError if the loss is no scalar or reaches nothing that can be trained, and
     NonFiniteError if it is not finite.
     """
-    source = _Leaves(tables)
+    device = device_of(model, batch.device)
+    source = _Leaves(tables, device)
     with (
         _connected(model, source),
-        _restored(model),
+        _restored(model, device),
         torch.enable_grad(),
         outputs_detached(modules_named(model, detached)) as ran,
     ):
@@ -203,13 +206,14 @@ def _connected(model: torch.nn.Module, source: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored(model: torch.nn.Module) -> Iterator[None]:
-    """Leave gradients, buffers and the random state as they were."""
+def _restored(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Leave gradients, buffers and the random state, of the CPU and the device, as they were."""
     grads = {p: p.grad for p in model.parameters()}
     for parameter in grads:
         parameter.grad = None
     try:
-        with torch.random.fork_rng(), _same_buffers(model):
+        gpus = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(gpus), _same_buffers(model):
             yield
     finally:
         for parameter, grad in grads.items():

@@ -25,6 +25,7 @@ from downpour.plan.specs import DenseTableSpec
 from downpour.plan.startup import checked_startup
 from downpour.plan.told import told
 from downpour.tables.dense import sections_of
+from downpour.transfer import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ def plan_losses(
 ) -> Plan:
     """Plan the tables and programs of `losses`; see `DownpourSGD.minimize`."""
     _check_given(model, example)
+    example = example.to(device_of(model, example.device))
     named = named_losses(losses)
     declared = declared_tables(model, seed)
     said = told(optimizer, strategy)

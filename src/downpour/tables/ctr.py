@@ -15,6 +15,7 @@ from downpour.tables.ctr_records import (
     FIELDS,
     STATISTICS,
     embedx_numbers,
+    let_a_day_pass,
     put_statistics,
     statistics_of,
 )
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from downpour.accessor import CtrAccessor, Rates
     from downpour.tables.stats import TableStats
     from downpour.tables.views import TableView
+
+ROWS_AT_ONCE = 1 << 18  # that are copied from one table to another
 
 
 class CtrTable(KeyedTable):
@@ -179,6 +182,24 @@ class CtrTable(KeyedTable):
         self._write(rows, weights, state, statistics)
         self.step, self.log_decay = step, log_decay
 
+    def shrunk(self) -> tuple[CtrTable, int]:
+        """This table a day older, as a new one, and the number of rows that are gone from it.
+
+        See `Lifecycle`. What stays of a row but show, click and unseen_days is the same bit for
+        bit. Rows may be made meanwhile, which the new table lacks; nothing else may be changed.
+        """
+        fresh = CtrTable(self.name, self.accessor, seed=self.seed)
+        fresh.step = self.step
+        with self._structure_lock:
+            num_rows = len(self)
+        for start in range(0, num_rows, ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, num_rows))
+            short = self._rows.records(rows)
+            short = short[let_a_day_pass(short, self.accessor)]
+            numbers = embedx_numbers(short)
+            fresh._take(short, self._embedx.records(numbers[numbers >= 0]))
+        return fresh, num_rows - len(fresh)
+
     def stats(self) -> TableStats:
         """Rows and memory, of this moment."""
         stats, num_embedx = super().stats(), self._num_embedx
@@ -244,6 +265,15 @@ class CtrTable(KeyedTable):
         embedx = np.zeros(np.count_nonzero(has_embedx), self._embedx.record)
         embedx["weights"], embedx["state"] = weights[has_embedx, 1:], state[has_embedx, split:]
         self._embedx.write_records(numbers[has_embedx], embedx)
+
+    def _take(self, short: np.ndarray, embedx: np.ndarray) -> None:
+        """Add whole rows of another table, all new, and the embedx of those that have one."""
+        has_embedx = short["embedx"] > 0
+        rows = self.locate(np.ascontiguousarray(short["key"]), create=True)
+        self._grow(rows[has_embedx])
+        short["embedx"] = self._rows.records(rows)["embedx"]  # their numbers here
+        self._rows.write_records(rows, short)
+        self._embedx.write_records(embedx_numbers(short)[has_embedx], embedx)
 
     def _merge(self, pushes: np.ndarray, inverse: np.ndarray, num_unique: int) -> np.ndarray:
         return merge_pushes(pushes, inverse, num_unique)

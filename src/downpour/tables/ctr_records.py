@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from downpour.tables import ctr_kernels
+
+if TYPE_CHECKING:
+    from downpour.accessor import CtrAccessor
 
 STATISTICS = np.dtype(
     [
@@ -27,6 +32,7 @@ FIELDS = {
     "embedx": ("u4", int(ctr_kernels.EMBEDX)),  # its number + 1
 }
 SAME = ("show", "click", "delta_score", "unseen_days")
+MOST_DAYS = 2**31 - 1
 
 
 def statistics_of(short: np.ndarray) -> np.ndarray:
@@ -49,3 +55,17 @@ def put_statistics(short: np.ndarray, statistics: np.ndarray) -> None:
 def embedx_numbers(short: np.ndarray) -> np.ndarray:
     """Which embedx short rows have, int64 [n]; -1: none."""
     return short["embedx"].astype(np.int64) - 1
+
+
+def let_a_day_pass(short: np.ndarray, accessor: CtrAccessor) -> np.ndarray:
+    """Age short rows, in place; which of them stay, bool [n]. See `Lifecycle`."""
+    # As Paddle's ctr_accessor.cc (a883f87f) decays, and then decides. It adds the day to
+    # unseen_days at the save that a day ends with.
+    life = accessor.lifecycle
+    short["show"] *= life.show_click_decay_rate
+    short["click"] *= life.show_click_decay_rate
+    short["unseen_days"] = np.minimum(short["unseen_days"], MOST_DAYS - 1) + 1
+    is_shown = accessor.score(short["show"], short["click"]) >= life.delete_threshold
+    is_seen = short["unseen_days"] <= life.delete_after_unseen_days
+    stays: np.ndarray = is_shown & is_seen
+    return stays

@@ -106,7 +106,7 @@ class DenseTable:
         self.sections = {section.name: section for section in sections}
         if len(self.sections) != len(sections):
             raise SettingError(f"dense table {name!r}: two sections have one name")
-        self._dtype = np.dtype(dtype)
+        self._dtype: np.dtype[np.floating] = np.dtype(dtype)
         self._address = address_of(rule.update, self._dtype)
         self._weights = np.zeros(self.size, self._dtype)
         self._state = {
@@ -117,6 +117,11 @@ class DenseTable:
 
     def __repr__(self) -> str:
         return f"DenseTable({self.name!r}, size={self.size}, step={self.step})"
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Of weights and gradients."""
+        return self._dtype
 
     @property
     def num_bytes(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from downpour.errors import SettingError
+from downpour.errors import DownpourError, SettingError
 from downpour.init import table_salt
 from downpour.tables import kernels
 from downpour.tables.batches import segment_sum
@@ -113,6 +113,15 @@ class SparseTable(KeyedTable):
         rows = self.locate(keys, create=True)
         write(rows, weights, state, self._rows.view._replace(log_decay=self.log_decay))
 
+    def replace(self, rows: np.ndarray, weights: np.ndarray) -> None:
+        """Overwrite the weights [n, dim] of located rows, all different; the rule's state stays."""
+        assert weights.dtype == self._dtype
+        assert weights.shape == (rows.size, self.dim)
+        state = np.empty((rows.size, self.accessor.state_dim), self._dtype)
+        read_state(rows, state, self._rows.view)
+        view = self._rows.view._replace(log_decay=self.log_decay)
+        write(rows, np.ascontiguousarray(weights), state, view)
+
     def export(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys uint64 [n] in rising order, their weights [n, dim] as of now, state [n, state_dim].
 
@@ -139,7 +148,11 @@ class SparseTable(KeyedTable):
         """Fill an empty table with what `export`, `step` and `log_decay` gave of another."""
         self._check_empty()
         self.step, self.log_decay = step, log_decay
-        self.set(keys, weights, state)
+        try:
+            self.set(keys, weights, state)
+        except DownpourError:
+            self.step, self.log_decay = 0, 0.0  # it refused them whole
+            raise
 
     def _read(
         self, keys: np.ndarray, rows: np.ndarray, out: np.ndarray, start: int, stop: int

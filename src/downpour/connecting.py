@@ -1,0 +1,195 @@
+"""Clients of running servers: `connect`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from downpour.async_client import AsyncClient
+from downpour.consistency import Async, Geo, HalfAsync, Sync
+from downpour.deployment import Deployment
+from downpour.endpoint import Endpoint
+from downpour.errors import ServerLostError, SettingError
+from downpour.geo_client import GeoClient, require_geo
+from downpour.half_async import HalfAsyncClient
+from downpour.membership import Membership
+from downpour.plan.sections import DEFAULT_SECTIONS
+from downpour.remote import RemoteClient
+from downpour.remote_server import RemoteServer
+from downpour.security import Security
+from downpour.sync_client import SyncClient
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from downpour.consistency import Consistency
+    from downpour.plan.plan import Plan
+    from downpour.plan.sections import Sections
+
+FORMING_S = 5.0  # how long another client may take to give servers their cluster
+
+
+def connect(
+    plan: Plan,
+    servers: Sequence[str],
+    *,
+    consistency: Consistency | None = None,
+    rank: int | None = None,
+    num_workers: int = 1,
+    run: str = "run",
+    with_chief: bool = False,
+    on_worker_loss: str = "stop",
+    deadline_s: float = 30.0,
+    start_s: float = 60.0,
+    worker_timeout_s: float = 10.0,
+    security: Security | None = None,
+    sections: Sections = DEFAULT_SECTIONS,
+) -> RemoteClient:
+    """A client of running servers, as `downpour server` starts them: use it as a context manager.
+
+    Servers that have no tables yet get those of the plan. Without a `consistency` each call is
+    acknowledged before it returns, and the client takes no part in a run.
+
+    Args:
+        servers: their addresses, "host:port" or "grpc+tls://host:port"; the same in the same
+            order for all clients, as a server is a shard.
+        consistency: that of the run whose worker this client is. Wait for the others with
+            `Worker`, and push nothing outside its steps.
+        rank, num_workers: which of how many workers of the run it is, from 0; the only one unless
+            said otherwise. -1 is the chief, who trains nothing.
+        run: the run's name, the same for all its members.
+        with_chief: whether the run has a chief.
+        on_worker_loss: "stop" the run where a worker dies or hangs, or "continue" without it.
+        deadline_s: of each request: an answer, or an error that names the server.
+        start_s: how long servers and other workers may take to be there.
+        worker_timeout_s: after how long a silence a worker counts as lost.
+        security: token and certificates.
+        sections: how dense tables are split over the servers.
+
+    Raises SettingError, RefusedError for a server that does not take this client, ServerError for
+    one that is not there or has come back without its tables.
+    """
+    _check(servers, rank, num_workers, on_worker_loss, deadline_s, worker_timeout_s)
+    if isinstance(consistency, Geo):
+        require_geo(plan)  # before the run has this member
+    own = security or Security()
+    endpoints = [Endpoint(address, i, own) for i, address in enumerate(servers)]
+    deployment = Deployment(plan=plan, num_shards=len(endpoints), sections=sections)
+    incarnation = secrets.randbits(52)
+    client = f"{'client' if rank is None else rank}-{incarnation:x}"
+    remote: list[RemoteServer] = []
+    membership: Membership | None = None
+    try:
+        for it in endpoints:  # one by one: those before one that fails are closed
+            server = RemoteServer(it, deployment, client, deadline_s=deadline_s, start_s=start_s)
+            remote.append(server)
+        _form(remote)
+        if consistency is None and rank is None:
+            return RemoteClient(deployment, remote, start_s=start_s)
+        membership = Membership(
+            remote[0],
+            run,
+            rank or 0,
+            incarnation,
+            num_workers=num_workers,
+            timeout_s=worker_timeout_s,
+            on_loss=on_worker_loss,
+            with_chief=with_chief,
+        )
+        return _client(consistency, deployment, remote, membership, start_s)
+    except BaseException as error:
+        if membership is not None:
+            membership.leave(f"{type(error).__name__}: {error}")
+        for server in remote:
+            server.close()
+        raise
+
+
+def _client(
+    consistency: Consistency | None,
+    deployment: Deployment,
+    servers: list[RemoteServer],
+    membership: Membership,
+    start_s: float,
+) -> RemoteClient:
+    match consistency:
+        case None:
+            return RemoteClient(deployment, servers, membership, start_s=start_s)
+        case Geo() if membership.rank < 0:  # the chief reads what servers have
+            return RemoteClient(deployment, servers, membership, start_s=start_s)
+        case Geo(k_steps=k_steps):
+            return GeoClient(deployment, servers, membership, k_steps=k_steps, start_s=start_s)
+        case Sync():
+            return SyncClient(deployment, servers, membership, start_s=start_s)
+        case Async(max_in_flight=most, max_staleness=staleness):
+            return AsyncClient(
+                deployment,
+                servers,
+                membership,
+                max_in_flight=most,
+                max_staleness=staleness,
+                start_s=start_s,
+            )
+        case HalfAsync(threads=threads):
+            return HalfAsyncClient(
+                deployment, servers, membership, threads=threads, start_s=start_s
+            )
+    raise SettingError(
+        f"connect: consistency must be Sync, Async, HalfAsync or Geo, got {consistency!r}"
+    )
+
+
+def _form(servers: Sequence[RemoteServer]) -> None:
+    """Make servers one cluster, or see that they are; one that is not has lost its tables."""
+    clusters = {server.greeting["cluster"] for server in servers}
+    if clusters != {None}:
+        until = time.monotonic() + FORMING_S
+        while None in clusters and time.monotonic() < until:  # another client may be at it
+            time.sleep(0.1)
+            clusters = {_cluster(server) for server in servers}
+        for server in servers:
+            if None in clusters and _cluster(server) is None:
+                raise ServerLostError(
+                    f"{server.endpoint} has come back without its tables, while others of the "
+                    "cluster have theirs; start all servers anew and load a saved run"
+                )
+    else:
+        first = servers[0].ask("form", {"cluster": secrets.token_hex(8)})["cluster"]
+        clusters = {server.ask("form", {"cluster": first})["cluster"] for server in servers}
+    if len(clusters) > 1:
+        raise ServerLostError(
+            f"the servers are of {len(clusters)} clusters; give those of one, all of them"
+        )
+
+
+def _cluster(server: RemoteServer) -> str | None:
+    cluster: str | None = server.greet()["cluster"]
+    return cluster
+
+
+def _check(
+    servers: Sequence[str],
+    rank: int | None,
+    num_workers: int,
+    on_worker_loss: str,
+    deadline_s: float,
+    worker_timeout_s: float,
+) -> None:
+    if isinstance(servers, str) or not servers or len({*servers}) < len(servers):
+        raise SettingError(
+            f"connect: servers must be a list of different addresses, got {servers!r}"
+        )
+    if type(num_workers) is not int or num_workers < 1:
+        raise SettingError(f"connect: num_workers must be an int >= 1, got {num_workers!r}")
+    if rank is not None and (type(rank) is not int or not -1 <= rank < num_workers):
+        raise SettingError(
+            f"connect: rank must be an int in [0, {num_workers}), or -1 for the chief, got {rank!r}"
+        )
+    if on_worker_loss not in ("stop", "continue"):
+        raise SettingError(
+            f"connect: on_worker_loss must be 'stop' or 'continue', got {on_worker_loss!r}"
+        )
+    for name, value in (("deadline_s", deadline_s), ("worker_timeout_s", worker_timeout_s)):
+        if not 0.0 < value < 1e6:
+            raise SettingError(f"connect: {name} must be a number of seconds > 0, got {value!r}")

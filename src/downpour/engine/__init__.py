@@ -1,0 +1,1 @@
+"""Runs in several processes: servers, workers, and the chief who watches over them."""

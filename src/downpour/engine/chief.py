@@ -1,0 +1,327 @@
+"""The chief of a run with servers: it starts, watches, shows, evaluates, saves; workers train."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load as tensors_of
+
+from downpour import folder as run_folder
+from downpour.cluster_report import ClusterReport, ServerReport, WorkerReport
+from downpour.connecting import connect
+from downpour.deployment import Deployment
+from downpour.engine.processes import (
+    STOP_S,
+    Child,
+    address_of,
+    security_options,
+    start_server,
+)
+from downpour.errors import DataError, ServerError
+from downpour.plan.specs import plan_name
+from downpour.train import Trainer, _Epoch
+from downpour.warm import warm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from downpour.engine.cluster import Cluster
+    from downpour.membership import Membership
+    from downpour.remote import RemoteClient
+    from downpour.run import Run
+    from downpour.stopping import Stopping
+
+LOOK_S = 0.5  # between two looks at workers and servers
+
+
+class Chief(Trainer):
+    """Trains a `Run` on servers and workers, as `cluster` says, and writes the same folder.
+
+    target: where worker processes find the run, FILE or FILE:FUNCTION. `worker_options` are those
+    of the command line that change it. metrics_port: where Prometheus finds its metrics.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        run: Run,
+        folder: str | Path | None = None,
+        *,
+        cluster: Cluster,
+        worker_options: Sequence[str] = (),
+        metrics_port: int | None = None,
+        quiet: bool = False,
+        console: Console | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self._target, self._worker_options = target, tuple(worker_options)
+        self._metrics_port = metrics_port
+        self._servers: list[Child] = []
+        self._workers: list[Child] = []
+        self._seen = ClusterReport()
+        self._seen_at = time.monotonic()
+        self._evaluated_at = 0
+        self._exits = contextlib.ExitStack()
+        try:
+            super().__init__(run, folder, quiet=quiet, console=console)
+        except BaseException:
+            self._end_processes()
+            raise
+
+    client: RemoteClient
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, to the early stop, or to Ctrl-C; see Trainer.train.
+
+        Raises also ServerError and WorkerLostError: what the servers still have is kept.
+        """
+        try:
+            metrics = super().train()
+            self.client.close()
+            self._end_processes(STOP_S)
+            return metrics
+        except BaseException as error:
+            self.client.abandon(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._exits.close()
+            self._end_processes()
+
+    def metrics(self) -> dict[str, Any]:
+        """What was measured so far."""
+        phases: dict[str, float] = dict(self.worker.phases_s)
+        for worker in self._seen.workers:
+            for name, seconds in worker.phases_s.items():
+                phases[name] = phases.get(name, 0.0) + seconds / len(self._seen.workers)
+        return self.history.metrics(stopped=self._stopped, phases_s=phases, cluster=self._seen)
+
+    # Starting.
+
+    def _make_client(self) -> RemoteClient:
+        """Start what the cluster says is to be started, and join it as its chief."""
+        self._open_folder()
+        start = time.perf_counter()
+        warm(self.plan, served=True)  # here once, so that the others find the kernels compiled
+        self._compile_s = time.perf_counter() - start
+        cluster, name = self.cluster, secrets.token_hex(4)
+        addresses = cluster.addresses or self._start_servers()
+        if cluster.starts_workers:
+            self._start_workers(addresses, name)
+        else:
+            name = "run"
+        client = connect(
+            self.plan,
+            addresses,
+            rank=-1,
+            num_workers=cluster.workers,
+            run=name,
+            with_chief=True,
+            on_worker_loss=cluster.on_worker_loss,
+            deadline_s=cluster.deadline_s,
+            start_s=cluster.start_s,
+            worker_timeout_s=cluster.worker_timeout_s,
+            security=cluster.security,
+            sections=cluster.sections,
+        )
+        assert client.membership is not None
+        client.membership.watch = self._see_children
+        self._member: Membership = client.membership
+        return client
+
+    def _start_servers(self) -> tuple[str, ...]:
+        cluster = self.cluster
+        deployment = Deployment(
+            plan=self.plan, num_shards=cluster.servers, sections=cluster.sections
+        )
+        for shard in range(cluster.servers):
+            log = self._log(f"server-{shard}")
+            self._servers.append(start_server(deployment, shard, log, cluster.security))
+        return tuple(address_of(server, cluster.start_s) for server in self._servers)
+
+    def _start_workers(self, addresses: Sequence[str], name: str) -> None:
+        cluster = self.cluster
+        shared = [
+            *("--servers", ",".join(addresses), "--workers", str(cluster.workers), "--run", name),
+            *("--chief", "--of-parent", "--on-worker-loss", cluster.on_worker_loss),
+            *("--deadline", str(cluster.deadline_s), "--start", str(cluster.start_s)),
+            *("--worker-timeout", str(cluster.worker_timeout_s)),
+            *("--min-section", str(cluster.sections.min_size)),
+            *("--placement", cluster.sections.placement),
+            *security_options(cluster.security),
+            *self._worker_options,
+        ]
+        for rank in range(cluster.workers):
+            arguments = ["worker", self._target, "--rank", str(rank), *shared]
+            log = self._log(f"worker-{rank}")
+            self._workers.append(Child(f"worker {rank}", arguments, log))
+
+    def _log(self, name: str) -> Path | None:
+        if self.folder is None:
+            return None
+        (self.folder / run_folder.LOGS).mkdir(exist_ok=True)
+        return self.folder / run_folder.LOGS / f"{name}.log"
+
+    def _see_children(self) -> None:
+        """Raise ServerError for a process of this run that has ended too early."""
+        for child in (*self._servers, *self._workers):
+            code = child.exit_code
+            if code not in (None, 0) and not self._is_tolerated(child):
+                raise ServerError(f"{child.name} ended with {_said(code)}{child.last_words()}")
+
+    def _is_tolerated(self, child: Child) -> bool:
+        return child in self._workers and self.cluster.on_worker_loss == "continue"
+
+    def _warm(self) -> None:
+        self.worker.phases_s["compile"] += self._compile_s
+        if self._metrics_port is not None:
+            from downpour.exposition import MetricsServer
+
+            server = MetricsServer(
+                self._metrics_port, lambda: self._seen, progress=self._progress_numbers
+            )
+            self._exits.enter_context(server)
+            self.progress.say(f"metrics for Prometheus: http://127.0.0.1:{server.port}/metrics")
+
+    # Watching.
+
+    def _train_epoch(self, number: int, stopping: Stopping) -> None:
+        epoch = self._epoch = _Epoch(number)
+        self.progress.start_epoch(number, num_steps=self.run.data.num_batches())
+        met = None
+        while met is None:
+            met = self._member.come(f"epoch {number} trained", with_chief=True, wait_s=LOOK_S)
+            self._see_children()
+            self._look()
+            if stopping.requested and self._stopped is None:
+                self._halt("interrupted")
+            if self._is_time() and self._stopped is None and self._evaluate(epoch):
+                self._halt("early_stop")
+        parts = {rank: json.loads(text) for rank, text in met.items() if rank >= 0}
+        self._gather(epoch, parts)
+        if epoch.samples == 0:
+            raise DataError(
+                f"trained on nothing: epoch {number} of {self.run.data!r} gave no sample"
+            )
+        self.worker.pull_dense()
+        self._take_buffers(parts[min(parts)]["buffers"])
+        self._end_epoch(epoch)
+        told = json.dumps({"stop": self._stopped})
+        self._member.meet(f"epoch {number} over", told, with_chief=True)
+
+    def _halt(self, why: str) -> None:
+        self._stopped = why
+        self._member.halt(why)
+
+    def _is_time(self) -> bool:
+        """Whether steps have come to the next multiple of `eval_every`."""
+        every = self.run.eval_every
+        if not every or self.history.step // every <= self._evaluated_at // every:
+            return False
+        self._evaluated_at = self.history.step
+        return True
+
+    def _look(self, reports: Mapping[int, dict[str, Any]] | None = None) -> None:
+        """See what workers and servers report, show it, and count what is new.
+
+        reports: of workers, newer than their beats.
+        """
+        now = time.monotonic()
+        workers = [
+            WorkerReport.from_dict(
+                {
+                    "rank": member["rank"],
+                    **member["report"],
+                    **(reports or {}).get(member["rank"], {}),
+                    "state": member["state"],
+                }
+            )
+            for member in self._member.members()
+            if member["rank"] >= 0
+        ]
+        servers = [ServerReport.from_dict(server.report()) for server in self.client.remote]
+        seen = ClusterReport(workers=tuple(workers), servers=tuple(servers))
+        new, seconds = seen.since(self._seen), now - self._seen_at
+        self._seen, self._seen_at, self._rows = seen, now, seen.rows
+        if new.steps:
+            self.history.add_steps(new.steps, new.loss or 0.0, new.samples, seconds)
+            self.history.add_tables(self.client.stats())
+            self._write_scalars(new, seconds)
+        self.progress.show_cluster(seen)
+
+    def _write_scalars(self, new: ClusterReport, seconds: float) -> None:
+        if self._events is None:
+            return
+        staleness = new.staleness()
+        scalars: dict[str, float | None] = {
+            "train/loss": new.loss,
+            "cluster/samples_per_s": new.samples / seconds,
+            "cluster/staleness_mean": staleness["mean"],
+            "cluster/staleness_max": staleness["max"],
+        }
+        for worker in new.workers:
+            for name, latency in (("pull", worker.pull), ("push", worker.push)):
+                for percent in (50, 99):
+                    value = latency.percentile(percent)
+                    tag = f"worker {worker.rank}/{name}_p{percent}_ms"
+                    scalars[tag] = None if value is None else value * 1000
+        self._events.scalars(self.history.step, scalars)
+
+    def _gather(self, epoch: _Epoch, parts: Mapping[int, dict[str, Any]]) -> None:
+        """Sum up what the workers have brought to the end of the epoch."""
+        self._look({rank: part["report"] for rank, part in parts.items()})
+        for part in parts.values():
+            epoch.steps += part["steps"]
+            epoch.samples += part["samples"]
+            for program, loss in part["losses"].items():
+                epoch.losses[program] = epoch.losses.get(program, 0.0) + loss
+            self.history.merge_features(part["features"])
+
+    def _take_buffers(self, text: str) -> None:
+        """Those of the first worker: others have seen other batches."""
+        if text:
+            own = {plan_name(name): value for name, value in self.run.model.named_buffers()}
+            for name, value in tensors_of(base64.b64decode(text)).items():
+                own[plan_name(name)].copy_(value)
+
+    def _progress_numbers(self) -> dict[str, float]:
+        results = self.history.final
+        return {
+            name: float(results[name])
+            for name in ("auc", "logloss")
+            if isinstance(results.get(name), float)
+        }
+
+    # Ending.
+
+    def _fail(self, error: Exception) -> None:
+        """Keep what the servers still have."""
+        try:
+            self._look()
+            super()._fail(error)
+        except ServerError as lost:
+            error.add_note(f"no model was kept: {lost}")
+            self._stopped = f"failed: no model was kept: {type(error).__name__}: {error}"
+            self._close(keep=False)
+
+    def _end_worker(self, *, keep: bool) -> None:
+        if keep:  # else servers may be gone
+            super()._end_worker(keep=keep)
+
+    def _end_processes(self, patience_s: float = 0.0) -> None:
+        for worker in self._workers:
+            worker.end(patience_s)
+        for server in self._servers:
+            server.end()
+        self._workers, self._servers = [], []
+
+
+def _said(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"

@@ -1,0 +1,149 @@
+"""Child processes of a run on this machine: started, watched, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, BinaryIO
+
+from downpour.errors import ServerError
+from downpour.server_process import LISTENING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from downpour.deployment import Deployment
+    from downpour.security import Security
+
+STOP_S = 10.0  # how long a process may take to end
+
+
+class Child:
+    """One process of a run. It ends when its stdin does, so it never outlives this one.
+
+    Its output goes to `log`, or nowhere.
+    """
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], log: Path | None, threads: int | None = None
+    ) -> None:
+        self.name, self.log = name, log
+        self._output: BinaryIO | None = None if log is None else log.open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "downpour", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._output or subprocess.DEVNULL,
+            env=_environment(threads),
+            process_group=0,  # Ctrl-C is the chief's to answer
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._has_line = threading.Event()
+        self._first_line = ""
+        threading.Thread(target=self._read, name=f"downpour {name}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._process.poll()
+
+    def first_line(self, timeout_s: float) -> str:
+        """What it prints first. ServerError where it ends before, or prints nothing in time."""
+        until = time.monotonic() + timeout_s
+        while not self._has_line.wait(0.1):
+            if self.exit_code is not None and not self._has_line.wait(1.0):
+                raise ServerError(f"{self.name} ended with {self.exit_code}{self.last_words()}")
+            if time.monotonic() > until:
+                raise ServerError(f"{self.name} was not there within {timeout_s:g} s")
+        return self._first_line
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        if self.log is None or not self.log.is_file():
+            return ""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f": {lines[-1][:500]} (see {self.log})" if lines else ""
+
+    def end(self, patience_s: float = 0.0) -> None:
+        """Wait so long for it to end, then close its stdin, then end it where it does not."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_s)
+        with contextlib.suppress(OSError):
+            self.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._output is not None:
+            self._output.close()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def _read(self) -> None:
+        """Pass on what it prints to its log, but for the first line."""
+        with self._stdout as lines:
+            for line in lines:
+                if not self._has_line.is_set():
+                    self._first_line = line.decode(errors="replace").strip()
+                    self._has_line.set()
+                elif self._output is not None:
+                    with contextlib.suppress(ValueError, OSError):
+                        self._output.write(line)
+
+
+def start_server(deployment: Deployment, shard: int, log: Path | None, security: Security) -> Child:
+    """Start the server of a shard on loopback; `address_of` waits for it."""
+    child = Child(
+        f"server {shard}", ["server", "--of-parent", *security_options(security)], log, threads=1
+    )
+    # Rules of the user's own are in modules that this process has on its path.
+    pickle.dump([path for path in sys.path if path], child.stdin)
+    pickle.dump((deployment, shard), child.stdin)
+    child.stdin.flush()
+    return child
+
+
+def address_of(server: Child, timeout_s: float) -> str:
+    """Where a server listens, once it does. Raises ServerError."""
+    line = server.first_line(timeout_s)
+    if not line.startswith(LISTENING):
+        raise ServerError(f"{server.name} did not start: {line}{server.last_words()}")
+    return line.removeprefix(LISTENING).strip()
+
+
+def security_options(security: Security) -> list[str]:
+    """As the command line has it; a token goes by file."""
+    options = {
+        "--token-file": security.token_file,
+        "--tls-certificate": security.certificate,
+        "--tls-key": security.key,
+        "--tls-authority": security.authority,
+    }
+    return [
+        str(part) for name, path in options.items() if path is not None for part in (name, path)
+    ]
+
+
+def _environment(threads: int | None) -> dict[str, str]:
+    """Threads that wait for work must not hold cores that another process needs."""
+    own = dict(os.environ)
+    own.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads is not None:
+        own.setdefault("OMP_NUM_THREADS", str(threads))
+    return own

@@ -1,0 +1,63 @@
+"""A worker process: `downpour worker`, and what starts workers of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from downpour.connecting import connect
+from downpour.engine.worker_loop import WorkerLoop
+from downpour.errors import RefusedError, WorkerLostError
+from downpour.train import make_plan
+from downpour.warm import warm
+
+if TYPE_CHECKING:
+    from downpour.engine.cluster import Cluster
+    from downpour.run import Run
+
+ORPHANED = 3  # exit code of a worker whose parent is gone
+
+
+def run_worker(
+    run: Run, cluster: Cluster, *, rank: int, name: str, with_chief: bool, of_parent: bool
+) -> None:
+    """Plan the run, join its servers, and train this worker's share of the batches.
+
+    of_parent: end when stdin does, as then the process that started this one is gone.
+    """
+    if of_parent:
+        threading.Thread(target=_follow_parent, daemon=True).start()
+    plan = make_plan(run)
+    warm(plan)
+    client = connect(
+        plan,
+        cluster.addresses,
+        consistency=run.consistency,
+        rank=rank,
+        num_workers=cluster.workers,
+        run=name,
+        with_chief=with_chief,
+        on_worker_loss=cluster.on_worker_loss,
+        deadline_s=cluster.deadline_s,
+        start_s=cluster.start_s,
+        worker_timeout_s=cluster.worker_timeout_s,
+        security=cluster.security,
+        sections=cluster.sections,
+    )
+    try:
+        WorkerLoop(run, plan, client).train()
+        client.close()
+    except (WorkerLostError, RefusedError):  # the others know, and do not want to hear of it again
+        client.abandon(None)
+        raise
+    except BaseException as error:
+        client.abandon(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _follow_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # its buffer would be locked at this process's end
+        pass
+    os._exit(ORPHANED)

@@ -1,0 +1,453 @@
+"""A server on the network: Arrow Flight in front of a `Service`."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from downpour.busy import Busy
+from downpour.errors import RefusedError, SettingError, TableError
+from downpour.fields import flag, number, text, whole
+from downpour.members import CHIEF
+from downpour.row_batches import check_columns, read_rows, row_batches, rows_schema
+from downpour.runs import Runs
+from downpour.security import Security, require_safe
+from downpour.shard_files import load_shard, read_manifest, save_shard, shard_folder
+from downpour.tables import dedup
+from downpour.wire import SCHEMA, error_header, header_bytes, header_of, message_of, pack, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import NoReturn
+
+    from downpour.hosted import Hosted
+    from downpour.plan.specs import SparseTableSpec
+    from downpour.service import Service
+
+LOG = logging.getLogger("downpour.server")
+READ, WRITE = b"read", b"write"
+MAX_ACTION_BYTES = 64 << 20
+ANY_TEXT = "surrogatepass"  # JSON has texts that are no UTF-8
+MAX_CLIENT = 256  # characters of a client's identity, which is kept for good
+MAX_ERROR = 1000  # characters of an error that ends a call
+TICK_S = 0.25
+ANSWER_S = 5.0  # how long a server that is to stop waits for the requests in progress
+LOOK_S = 0.2  # between two looks at whether it is to stop
+SHUTDOWN_S = 0.5  # and then for answers to be sent and streams to end
+
+
+class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
+    """Serves a `Service` at `host`:`port` (0: any free one, see `port`) until `stop`.
+
+    max_message_bytes: of keys and values of one message, at most. save_root: the folder of the
+    saves that clients ask for; None takes none. Raises SettingError for a host that others can
+    reach, without a token, and for a `save_root` that is a file.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        security: Security | None = None,
+        max_message_bytes: int = 256 << 20,
+        save_root: Path | None = None,
+    ) -> None:
+        security = security or Security()
+        require_safe(host, security)
+        if save_root is not None and save_root.exists() and not save_root.is_dir():
+            raise SettingError(f"the folder for saves, {save_root}, is a file; name a folder")
+        tls: dict[str, Any] = {}
+        if security.certificate is not None and security.key is not None:
+            tls["tls_certificates"] = [
+                (security.certificate.read_bytes(), security.key.read_bytes())
+            ]
+        if security.authority is not None:
+            tls |= {"verify_client": True, "root_certificates": security.authority.read_bytes()}
+        scheme = "grpc+tls" if security.serves_tls else "grpc+tcp"
+        token = security.token
+        middleware = {} if token is None else {"token": _TokenCheck(token, self.refused)}
+        self.service, self.host = service, host
+        self.max_message_bytes = max_message_bytes
+        self.save_root = None if save_root is None else save_root.resolve()
+        self.runs = Runs()
+        self.stopped = threading.Event()
+        self.bytes_sent = self.bytes_received = 0
+        self._refusals = _LoggedOnce()
+        self._busy = Busy()
+        name = f"[{host}]" if ":" in host else host
+        try:
+            super().__init__(f"{scheme}://{name}:{port}", middleware=middleware, **tls)
+        except pa.ArrowException:
+            raise SettingError(
+                f"a server cannot listen at {name}:{port}: the port is taken, or the host is none "
+                "of this machine's; give another --port or --host"
+            ) from None
+        self.address = f"{scheme}://{name}:{self.port}"
+        self._ticker = threading.Thread(target=self._tick, name="downpour members", daemon=True)
+        self._ticker.start()
+
+    def stop(self) -> None:
+        """End once the requests in progress are answered."""
+        self.stopped.set()
+
+    def end(self) -> bool:
+        """End what serves once the requests in progress are answered, or have taken too long.
+
+        False where streams of clients are still open: Flight would wait for them for ever, and
+        they end with the process.
+        """
+        self.stopped.set()
+        self._busy.wait_idle(ANSWER_S)
+        ending = threading.Thread(target=self.shutdown, name="downpour shutdown", daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_S)
+        return not ending.is_alive()
+
+    # What Flight calls, each call on a thread of its own.
+
+    def do_exchange(
+        self,
+        context: Any,
+        descriptor: fl.FlightDescriptor,
+        reader: fl.MetadataRecordBatchReader,
+        writer: fl.MetadataRecordBatchWriter,
+    ) -> None:
+        """One stream of reads or writes of one client: a request, its answer, the next."""
+        if descriptor.command not in (READ, WRITE):
+            self._refuse(context, RefusedError("a stream is of reads or of writes, say which"))
+        writer.begin(SCHEMA)
+        stream = _Stream(self, context.peer(), descriptor.command == WRITE)
+        while not self.stopped.is_set():
+            try:
+                chunk = reader.read_chunk()
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError) as error:
+                if not isinstance(error, (fl.FlightCancelledError, fl.FlightUnavailableError)):
+                    self.refused(context.peer(), error)
+                return
+            with self._busy:
+                header, values, is_over = stream.answer(chunk)
+                if values is not None:
+                    self.bytes_sent += values.nbytes
+                writer.write_with_metadata(pack(None, values), header_bytes(header))
+            if is_over:
+                return
+
+    def do_action(self, context: Any, action: fl.Action) -> Iterator[fl.Result]:
+        """A verb: JSON in, JSON out; errors are in the answer."""
+        if action.type == "meet":  # who waits at a meeting is not worked for
+            yield self._act(context, action)
+        else:
+            with self._busy:
+                yield self._act(context, action)
+
+    def _act(self, context: Any, action: fl.Action) -> fl.Result:
+        try:
+            if action.body is not None and action.body.size > MAX_ACTION_BYTES:
+                raise RefusedError(f"an action may have {MAX_ACTION_BYTES} bytes")
+            if action.type not in self._verbs():
+                raise RefusedError(
+                    f"no action {action.type!r:.80}; there are: {', '.join(self._verbs())}"
+                )
+            body = action.body.to_pybytes() if action.body is not None else b""
+            request = parsed(body or b"{}")
+            self.service.require_same(request.get("server"))
+            answer = self._verbs()[action.type](request)
+        except Exception as error:  # noqa: BLE001 (a handler that raises would end the call untyped)
+            self.refused(context.peer(), error)
+            answer = error_header(error)
+        return fl.Result(header_bytes(answer))
+
+    def list_actions(self, context: Any) -> list[tuple[str, str]]:
+        """The verbs, each with what it does."""
+        return [(name, (verb.__doc__ or "").strip()) for name, verb in self._verbs().items()]
+
+    def do_get(self, context: Any, ticket: fl.Ticket) -> fl.RecordBatchStream:
+        """All rows of this shard of a sparse table as of now: a ticket is the table's name."""
+        try:
+            hosted, spec = self._table(ticket.ticket)
+            state = hosted.export(spec.name)
+        except Exception as error:  # noqa: BLE001 (Flight would send its traceback)
+            self._refuse(context, error)
+        return fl.GeneratorStream(rows_schema(spec, state), self._busily(row_batches(spec, state)))
+
+    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Rows of this shard into an empty sparse table, as `do_get` gave them."""
+        with self._busy:
+            self._put(context, descriptor, reader)
+
+    def _put(self, context: Any, descriptor: Any, reader: Any) -> None:
+        try:
+            hosted, spec = self._table(descriptor.command)
+            check_columns(spec, reader.schema)
+            rows = reader.read_all()
+            rows.validate(full=True)  # what comes over the wire may lead out of its buffers
+            state = read_rows(spec, rows)
+            if len(dedup(state.keys)[0]) < len(state.keys):
+                raise TableError(f"table {spec.name!r}: rows to be restored must differ in key")
+            hosted.restore(spec.name, state)
+        except pa.ArrowException as error:
+            self._refuse(context, RefusedError(f"these rows are malformed: {error}"))
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._refuse(context, error)
+
+    def _busily(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        with self._busy:
+            yield from batches
+
+    def _table(self, name: bytes | None) -> tuple[Hosted, SparseTableSpec]:
+        """What is hosted, and of it the sparse table of a name. TableError if there is none."""
+        hosted = self.service.hosted
+        said = (name or b"").decode(errors="replace")
+        if said not in hosted.server.sparse:
+            known = ", ".join(hosted.server.sparse) or "none"
+            raise TableError(f"no sparse table {said!r:.80} here; there are: {known}")
+        return hosted, hosted.deployment.plan.sparse_table(said)
+
+    def _refuse(self, context: Any, error: Exception) -> NoReturn:
+        """End a call that has no answer to put an error into; the client reads it all the same."""
+        self.refused(context.peer(), error)
+        header = error_header(error)
+        text = header["message"] = header["message"][:MAX_ERROR]
+        raise fl.FlightServerError(text, extra_info=header_bytes(header)) from None
+
+    # Verbs.
+
+    def _verbs(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        return {
+            "hello": self.service.configure,
+            "form": self._form,
+            "stats": self._stats,
+            "join": self._join,
+            "beat": self._beat,
+            "leave": self._leave,
+            "meet": self._meet,
+            "members": self._list_members,
+            "halt": self._halt,
+            "save": self._save,
+            "load": self._load,
+            "stop": self._stop,
+        }
+
+    def _form(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Give the server its cluster unless it has one."""
+        return {"cluster": self.service.form(text(request, "cluster"))}
+
+    def _stats(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Rows, bytes, latencies and counts of this server, a ServerReport."""
+        sizes = {"bytes_sent": self.bytes_sent, "bytes_received": self.bytes_received}
+        report = {**self.service.report(), **sizes, "address": self.address}
+        return {"report": report, "stats": self.service.stats()}
+
+    def _join(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make a worker or the chief a member of the run, the first one says of which."""
+        self.runs.join(
+            text(request, "run"),
+            *_who(request),
+            num_workers=whole(request, "num_workers"),
+            timeout_s=number(request, "timeout_s"),
+            on_loss=text(request, "on_loss"),
+        )
+        return {}
+
+    def _beat(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hear that a member lives, and what it reports; tell it whether to stop."""
+        report = request.get("report")
+        if not isinstance(report, dict):
+            raise RefusedError("a beat brings a report, a JSON object")
+        return {"stop": self.runs.members.beat(*_who(request), report)}
+
+    def _leave(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Let a member go: it has finished, or failed with an error."""
+        error = None if request.get("error") is None else text(request, "error")
+        self.runs.members.leave(*_who(request), error)
+        return {}
+
+    def _meet(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A barrier with an exchange; `not_yet` where it has to be asked again."""
+        payload = request.get("payload", "")
+        if not isinstance(payload, str):
+            raise RefusedError("what is brought to a meeting must be a text")
+        met = self.runs.members.meet(
+            text(request, "name"),
+            *_who(request),
+            payload.encode(errors=ANY_TEXT),
+            with_chief=flag(request, "with_chief"),
+            wait_s=min(number(request, "wait_s"), 60.0),
+        )
+        if met is None:
+            return {"not_yet": True}
+        brought = {str(rank): data.decode(errors=ANY_TEXT) for rank, data in met.items()}
+        return {"payloads": brought}
+
+    def _list_members(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The members of the run with their last reports."""
+        return {"members": [_member(it) for it in self.runs.members.snapshot()]}
+
+    def _halt(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask the workers of the run to stop after their step."""
+        self.runs.members.request_stop(text(request, "reason"))
+        return {}
+
+    def _save(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Write this shard to the server's own disk, under a name."""
+        hosted = self.service.hosted
+        folder = shard_folder(self.save_root, text(request, "name"), hosted)
+        save_shard(folder, hosted, self.service.incarnation)
+        LOG.info("event=saved folder=%s", folder)
+        return {"path": str(folder)}
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Fill this shard, which must be new, from a save of a name; or look whether it would."""
+        hosted = self.service.hosted
+        folder = shard_folder(self.save_root, text(request, "name"), hosted)
+        hosted.require_new()
+        if flag(request, "check"):
+            files = read_manifest(folder, hosted)["files"].values()
+            return {"bytes": sum(it["bytes"] for it in files)}
+        hosted.adopt(load_shard(folder, hosted))
+        LOG.info("event=loaded folder=%s", folder)
+        return {"steps": self.service.greeting()["steps"]}
+
+    def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """End this server."""
+        self.stop()
+        return {}
+
+    def _tick(self) -> None:
+        """Look for members that have fallen silent."""
+        while not self.stopped.wait(TICK_S):
+            try:
+                self.runs.check()
+            except Exception:
+                LOG.exception("event=failed at=members")  # and look again
+
+    def refused(self, peer: str, error: BaseException) -> None:
+        """Count and log a request that was refused; each kind from a peer once."""
+        self.service.note_refusal()
+        self._refusals.log(peer, error)
+
+
+class _Stream:
+    """The state of one exchange: who the client is, once it has said so."""
+
+    def __init__(self, server: FlightServer, peer: str, is_write: bool) -> None:
+        self._server, self._peer, self._is_write = server, peer, is_write
+        self._client: str | None = None
+
+    def answer(self, chunk: Any) -> tuple[dict[str, Any], Any, bool]:
+        """Header and values of the answer to a chunk, and whether the stream ends with it."""
+        number: Any = None
+        try:
+            asked = header_of(chunk)
+            number = asked.get("n")
+            message = message_of(chunk, asked, self._server.max_message_bytes)
+            self._server.bytes_received += message.keys.nbytes + message.values.nbytes
+            header, values = self._handle(message)
+        except Exception as error:  # noqa: BLE001 (raised, it would end the stream untyped)
+            self._server.refused(self._peer, error)
+            is_over = number is None or self._client is None
+            return {**error_header(error), "n": number}, None, is_over
+        return {**header, "n": number}, values, False
+
+    def _handle(self, message: Any) -> tuple[dict[str, Any], Any]:
+        service = self._server.service
+        if self._client is None:
+            return self._hello(message.header), None
+        service.require_same(message.header.get("incarnation") or 0)
+        if self._is_write:
+            return service.write(message, service.sessions.of(self._client), self), None
+        return service.read(message, self._client)
+
+    def _hello(self, header: dict[str, Any]) -> dict[str, Any]:
+        client = text(header, "client", most=MAX_CLIENT)
+        service = self._server.service
+        answer = service.greeting()
+        if self._is_write:
+            connection = whole(header, "connection", default=0)
+            answer["last"] = service.sessions.of(client).take_over(self, connection)
+        self._client = client
+        return answer
+
+
+class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuses calls without the token, whatever they call."""
+
+    def __init__(self, token: str, refused: Callable[[str, Exception], None]) -> None:
+        self._expected, self._refused = f"Bearer {token}".encode(), refused
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        """See ServerMiddlewareFactory."""
+        given = [
+            value
+            for name, all_ in headers.items()
+            if name.lower() == "authorization"
+            for value in all_
+        ]
+        sent: object = given[0] if len(given) == 1 else ""
+        data = sent if isinstance(sent, bytes) else str(sent).encode()
+        if not hmac.compare_digest(data, self._expected):
+            error = fl.FlightUnauthenticatedError("wrong or no token")
+            self._refused("unknown", error)  # who calls is not known yet
+            raise error
+
+
+class _LoggedOnce:
+    """Logs the first refusal of a kind from a host, and then as their number doubles."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
+
+    def log(self, peer: str, error: BaseException) -> None:
+        """Note one."""
+        host, kind = peer.rpartition(":")[0], type(error).__name__
+        with self._lock:
+            if len(self._counts) > 1000:
+                self._counts.clear()
+            count = self._counts[host, kind] = self._counts.get((host, kind), 0) + 1
+        if count & (count - 1) == 0:
+            LOG.warning(
+                "event=refused peer=%s error=%s count=%d message=%r",
+                peer,
+                kind,
+                count,
+                str(error)[:300],
+            )
+
+
+def _who(request: dict[str, Any]) -> tuple[int, int]:
+    return whole(request, "rank", least=CHIEF), whole(request, "incarnation")
+
+
+def _member(member: Any) -> dict[str, Any]:
+    return {
+        "rank": member.rank,
+        "state": member.state,
+        "seen_s_ago": member.seen_s_ago,
+        "report": member.report,
+        "error": member.error,
+    }
+
+
+def serve(server: FlightServer, is_asked: Callable[[], bool] = lambda: False) -> bool:
+    """Wait until the server is to stop, and end it, as `FlightServer.end` says.
+
+    is_asked: whether it is to; looked at a few times a second.
+    """
+    started = time.monotonic()
+    while not (server.stopped.wait(LOOK_S) or is_asked()):
+        pass
+    has_ended = server.end()
+    LOG.info("event=stopped address=%s uptime_s=%.1f", server.address, time.monotonic() - started)
+    return has_ended

@@ -1,0 +1,137 @@
+"""Rows of a sparse table as Arrow has them, on disk and on the wire: a row a key, keys rising.
+
+Columns `key`, `weights`, the rule's `state` if it has one, and what CTR rows count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from downpour.accessor import CtrAccessor
+from downpour.errors import TableError
+from downpour.tables import STATISTICS
+from downpour.transport import SparseState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from downpour.plan.specs import SparseTableSpec
+
+BATCH_ROWS = 1 << 20
+PASSED = b"downpour.passed"  # metadata: the steps that have passed, and their decay
+
+
+def rows_schema(spec: SparseTableSpec, state: SparseState | None = None) -> pa.Schema:
+    """The columns of a table; with its state, what `read_rows` needs besides as metadata."""
+    accessor = spec.accessor
+    number = pa.from_numpy_dtype(accessor.numpy_dtype)
+    columns = {
+        "key": pa.uint64(),
+        "weights": pa.list_(number, accessor.dim),
+        **({"state": pa.list_(number, accessor.state_dim)} if accessor.state_dim else {}),
+        **{name: pa.from_numpy_dtype(STATISTICS[name]) for name in _statistics(spec)},
+    }
+    if state is None:
+        return pa.schema(columns)
+    passed = json.dumps({"step": state.step, "log_decay": state.log_decay})
+    return pa.schema(columns, {PASSED: passed.encode()})
+
+
+def row_batches(spec: SparseTableSpec, state: SparseState) -> Iterator[pa.RecordBatch]:
+    """The rows in batches of at most BATCH_ROWS; one empty batch where there is none."""
+    schema = rows_schema(spec, state)
+    for start in range(0, max(len(state.keys), 1), BATCH_ROWS):
+        part = slice(start, start + BATCH_ROWS)
+        columns = [pa.array(state.keys[part]), _lists(state.weights[part])]
+        columns += [_lists(state.state[part])] if spec.accessor.state_dim else []
+        if state.statistics is not None:
+            columns += [pa.array(state.statistics[name][part].copy()) for name in _statistics(spec)]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_rows(
+    spec: SparseTableSpec,
+    table: pa.Table,
+    *,
+    step: int | None = None,
+    log_decay: float = 0.0,
+) -> SparseState:
+    """The state that `row_batches` wrote; the steps passed as given, or from the metadata.
+
+    Raises TableError for other columns.
+    """
+    check_columns(spec, table.schema)
+    if any(column.null_count for column in table.columns):
+        raise TableError(f"table {spec.name!r}: rows must have no nulls")
+    if step is None:
+        passed = _passed(spec, table.schema)
+        step, log_decay = passed["step"], passed["log_decay"]
+    return SparseState(
+        table.column("key").to_numpy(),
+        _floats(spec, table, "weights", spec.accessor.dim),
+        _floats(spec, table, "state", spec.accessor.state_dim),
+        step,
+        log_decay,
+        _read_statistics(spec, table),
+    )
+
+
+def check_columns(spec: SparseTableSpec, schema: pa.Schema) -> None:
+    """Raise TableError for other columns than a table's."""
+    expected = rows_schema(spec)
+    if not schema.equals(expected):
+        raise TableError(
+            f"table {spec.name!r}: rows must have columns {_said(expected)}, got "
+            f"{_said(schema):.500}"
+        )
+
+
+def _passed(spec: SparseTableSpec, schema: pa.Schema) -> dict[str, Any]:
+    try:
+        passed = json.loads((schema.metadata or {})[PASSED])
+        step, log_decay = passed["step"], float(passed["log_decay"])
+        if type(step) is not int or not 0 <= step < 2**53:
+            raise ValueError(f"step {step!r:.40} is no whole number >= 0")
+        if not -math.inf < log_decay <= 0.0:
+            raise ValueError(f"log_decay {log_decay} is no finite number <= 0")
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise TableError(
+            f"table {spec.name!r}: rows lack the steps that they have passed ({error!s:.200})"
+        ) from None
+    return {"step": step, "log_decay": log_decay}
+
+
+def _floats(spec: SparseTableSpec, table: pa.Table, name: str, width: int) -> Any:
+    if not width:
+        return np.zeros((table.num_rows, 0), spec.accessor.numpy_dtype)
+    flat = table.column(name).combine_chunks().flatten()
+    return flat.to_numpy().reshape(-1, width)
+
+
+def _statistics(spec: SparseTableSpec) -> tuple[str, ...]:
+    """The columns of what CTR rows count."""
+    return STATISTICS.names or () if isinstance(spec.accessor, CtrAccessor) else ()
+
+
+def _read_statistics(spec: SparseTableSpec, table: pa.Table) -> Any:
+    names = _statistics(spec)
+    if not names:
+        return None
+    statistics = np.empty(table.num_rows, STATISTICS)
+    for name in names:
+        statistics[name] = table.column(name).to_numpy()
+    return statistics
+
+
+def _lists(floats: np.ndarray[Any, Any]) -> pa.Array:
+    flat = np.ascontiguousarray(floats).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), floats.shape[1])
+
+
+def _said(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)

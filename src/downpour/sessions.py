@@ -1,0 +1,117 @@
+"""What a server remembers of each client, so that a push that comes twice is applied once."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from downpour.errors import DownpourError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_KEPT = 1000  # refusals, and answers, of a client
+
+
+class Session:
+    """One life of one client: the last push of it that was applied.
+
+    A client sends its pushes one after the other on one stream, each with a number that rises.
+    After a broken connection it sends again what was not acknowledged.
+    """
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.last = 0  # number of the last push that was taken or refused
+        self.step = 0  # the client's own step, of the last push that was applied
+        self.duplicates = 0
+        self._lock = threading.Lock()
+        self._owner: object = None
+        self._connection = 0  # the owner's number
+        self._refusals: dict[int, tuple[type[DownpourError], str]] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
+
+    def take_over(self, owner: object, connection: int) -> int:
+        """Make a stream the only one whose pushes count; the number of the last push before.
+
+        Waits for a push of the stream before that is being applied. connection: rises with each
+        one of the client. RefusedError for one that the client has given up: where this process
+        was stopped, its greeting may be heard after that of the next one.
+        """
+        with self._lock:
+            if connection < self._connection:
+                raise RefusedError(f"client {self.client} has a newer connection than this one")
+            self._owner, self._connection = owner, connection
+            return self.last
+
+    def once(
+        self,
+        owner: object,
+        number: int,
+        step: int,
+        apply: Callable[[], dict[str, Any]],
+        *,
+        keeps_answer: bool = False,
+    ) -> dict[str, Any]:
+        """Apply a push if it was not; what it answers. Raises what it raised, again if need be.
+
+        keeps_answer: whether it is answered alike when it comes again, and not with nothing.
+        """
+        with self._lock:
+            if owner is not self._owner:
+                raise RefusedError(
+                    f"client {self.client} has a newer connection; nothing was applied"
+                )
+            if number <= self.last:
+                self.duplicates += 1
+                if number in self._refusals:
+                    kind, text = self._refusals[number]
+                    raise kind(text)
+                return self._answers.get(number, {})
+            try:
+                answer = apply()
+            except DownpourError as error:
+                self._note(number, error)
+                raise
+            self.last, self.step = number, max(self.step, step)
+            if keeps_answer:
+                self._answers[number] = answer
+                _drop_oldest(self._answers)
+            return answer
+
+    def _note(self, number: int, error: DownpourError) -> None:
+        self.last = number
+        # Not the error itself: it would keep the frames that it came through, and their arrays.
+        self._refusals[number] = type(error), str(error)
+        _drop_oldest(self._refusals)
+
+
+class Sessions:
+    """The sessions of a server's clients, by their identity; it lives as long as the server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_client: dict[str, Session] = {}
+
+    def of(self, client: str) -> Session:
+        """The session of a client, made when it first comes."""
+        with self._lock:
+            if client not in self._by_client:
+                self._by_client[client] = Session(client)
+            return self._by_client[client]
+
+    def step_of(self, client: str) -> int:
+        """The own step of a client's last applied push; 0 where it has none."""
+        session = self._by_client.get(client)
+        return 0 if session is None else session.step
+
+    @property
+    def duplicates(self) -> int:
+        """Pushes that came more than once."""
+        with self._lock:
+            return sum(session.duplicates for session in self._by_client.values())
+
+
+def _drop_oldest(kept: dict[int, Any]) -> None:
+    if len(kept) > MAX_KEPT:
+        del kept[next(iter(kept))]

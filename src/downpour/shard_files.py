@@ -1,0 +1,251 @@
+"""Shards that servers keep on their own disks: a save has a name, and a folder for each shard.
+
+docs/checkpoint-format.md shows the format. A shard is written beside its place and renamed into it
+when all of it is on the disk, so that a crash leaves nothing half under the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+from safetensors.numpy import load_file, save_file
+
+from downpour.errors import RefusedError, SavedRunError
+from downpour.row_batches import read_rows, row_batches, rows_schema
+from downpour.transport import DenseState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from downpour.hosted import Hosted
+    from downpour.plan.specs import SparseTableSpec
+    from downpour.server import Server
+    from downpour.transport import SparseState
+
+FORMAT = 1
+MANIFEST, DENSE = "manifest.json", "dense.safetensors"
+CONTENT = ("fingerprint", "shard", "num_shards", "sparse", "dense", "files")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
+
+
+def shard_folder(root: Path | None, name: str, hosted: Hosted) -> Path:
+    """Where the save of a name has this shard.
+
+    Raises RefusedError where a server has no folder for saves, and for a name that is not one part
+    of a path.
+    """
+    if root is None:
+        raise RefusedError(
+            "this server has no folder for saves; start it with `downpour server --save-root DIR`"
+        )
+    if NAME.fullmatch(name) is None:
+        raise RefusedError(
+            "the name of a save must be 1 to 100 of the characters A-Z, a-z, 0-9, '.', '_' and "
+            f"'-', the first one no '.', got {name!r:.200}"
+        )
+    return root / name / f"shard-{hosted.shard}-of-{hosted.deployment.num_shards}"
+
+
+def save_shard(folder: Path, hosted: Hosted, incarnation: int) -> None:
+    """Write the tables, each as of one moment, into a new folder that `shard_folder` gave.
+
+    Nothing is under the name before all files are on the disk. RefusedError where it is taken.
+    """
+    _require_free(folder)
+    root = folder.parent.parent
+    beside = root / f".{folder.parent.name}.{folder.name}.{secrets.token_hex(4)}"
+    beside.mkdir(parents=True)
+    try:
+        _write(beside, hosted, incarnation)
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            beside.rename(folder)
+        except OSError:
+            _require_free(folder)  # another one was written meanwhile
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for path in (folder.parent, root):
+        _sync(path)
+
+
+def read_manifest(folder: Path, hosted: Hosted) -> dict[str, Any]:
+    """The manifest of a saved shard, that of this shard of these tables.
+
+    Raises SavedRunError where it is missing, damaged or of a newer format, and RefusedError for
+    other tables.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise SavedRunError(_lacks(folder)) from None
+    except ValueError as error:
+        raise SavedRunError(f"{path} is no JSON ({error}): it was damaged") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise SavedRunError(
+            f"{path} has format {found!r:.40}, this Downpour reads format {FORMAT}; use the "
+            "version of Downpour that wrote it, or a newer one"
+        )
+    if lacking := [name for name in CONTENT if name not in manifest]:
+        raise SavedRunError(f"{path} lacks {', '.join(lacking)}: it was damaged")
+    own = hosted.deployment.fingerprint, hosted.shard, hosted.deployment.num_shards
+    if (manifest["fingerprint"], manifest["shard"], manifest["num_shards"]) != own:
+        raise RefusedError(
+            f"{folder} has shard {manifest['shard']} of {manifest['num_shards']} of the tables "
+            f"{str(manifest['fingerprint'])[:12]}, this is shard {own[1]} of {own[2]} of the "
+            f"tables {own[0][:12]}; plan with the same model, losses, data and settings"
+        )
+    for name, written in manifest["files"].items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != written["bytes"]:
+            raise SavedRunError(
+                f"{folder / name} was damaged: it has {size or 0} bytes, written were "
+                f"{written['bytes']}"
+            )
+    return dict(manifest)
+
+
+def load_shard(folder: Path, hosted: Hosted) -> Server:
+    """The tables of a saved shard, as a server of their own.
+
+    Raises as `read_manifest` does, and SavedRunError for a file that was changed.
+    """
+    manifest = read_manifest(folder, hosted)
+    for name, written in manifest["files"].items():
+        if _fingerprint(folder / name) != written:
+            raise SavedRunError(f"{folder / name} was damaged: it has another sha256 than written")
+    server = hosted.new_server()
+    for spec in hosted.deployment.plan.sparse:
+        state = _read_rows(folder, manifest["sparse"][spec.name], spec)
+        hosted.check_own(state.keys)
+        server.restore(spec.name, state)
+    tensors = load_file(folder / DENSE)
+    for name, saved in manifest["dense"].items():
+        parts = list(server.dense[name].sections)
+        weights = [tensors[f"parameter/{name}/{part}"].reshape(-1) for part in parts]
+        state_of = {part: tensors[f"state/{name}/{part}"] for part in parts}
+        flat = np.concatenate(weights)
+        server.restore_dense(name, DenseState(flat, state_of, saved["updates"], saved["step"]))
+    return server
+
+
+def _write(data: Path, hosted: Hosted, incarnation: int) -> None:
+    """All files of a shard, the manifest last; they are on the disk when this returns."""
+    deployment = hosted.deployment
+    sparse = {spec.name: _write_rows(data, spec, hosted) for spec in deployment.plan.sparse}
+    dense = _write_dense(data / DENSE, hosted)
+    manifest = {
+        "format": FORMAT,
+        "incarnation": incarnation,
+        "fingerprint": deployment.fingerprint,
+        "shard": hosted.shard,
+        "num_shards": deployment.num_shards,
+        "sections": {
+            "min_size": deployment.sections.min_size,
+            "placement": deployment.sections.placement,
+        },
+        "sparse": sparse,
+        "dense": dense,
+        "files": {path.name: _fingerprint(path) for path in sorted(data.iterdir())},
+    }
+    (data / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    for path in (*data.iterdir(), data):
+        _sync(path)
+
+
+def _write_rows(data: Path, spec: SparseTableSpec, hosted: Hosted) -> dict[str, Any]:
+    rows = hosted.export(spec.name)
+    file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', spec.name)}.{spec.id}.parquet"
+    with parquet.ParquetWriter(data / file, rows_schema(spec)) as writer:
+        for batch in row_batches(spec, rows):
+            writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(None))
+    return {"file": file, "rows": len(rows.keys), "step": rows.step, "log_decay": rows.log_decay}
+
+
+def _write_dense(path: Path, hosted: Hosted) -> dict[str, Any]:
+    """Weights and state by part; what the manifest says of each table that has weights."""
+    tensors: dict[str, NDArray[Any]] = {}
+    facts: dict[str, Any] = {}
+    for name, table in hosted.server.dense.items():
+        own = hosted.export_dense(name)
+        if own is None:
+            continue
+        for part in table.sections.values():
+            tensors[f"parameter/{name}/{part.name}"] = own.weights[part.span].reshape(part.shape)
+            tensors[f"state/{name}/{part.name}"] = own.state[part.name]
+        facts[name] = {"step": own.step, "updates": dict(own.updates)}
+    save_file(tensors, path)
+    return facts
+
+
+def _read_rows(folder: Path, saved: Mapping[str, Any], spec: SparseTableSpec) -> SparseState:
+    table = parquet.read_table(folder / saved["file"])
+    if table.num_rows != saved["rows"]:
+        raise SavedRunError(
+            f"{folder / saved['file']} has {table.num_rows} rows, its manifest says {saved['rows']}"
+        )
+    return read_rows(spec, table, step=saved["step"], log_decay=saved["log_decay"])
+
+
+def _require_free(folder: Path) -> None:
+    """Raise RefusedError where a name is taken by this shard, or by other numbers of them."""
+    own = SHARD.fullmatch(folder.name)
+    assert own is not None
+    mine = int(own[1]), int(own[2])
+    for number, of in _shards(folder.parent):
+        if number == mine[0] or of != mine[1]:
+            raise RefusedError(
+                f"{folder.parent.name!r} exists already, with shard {number} of {of}; save under "
+                "another name, or remove it first"
+            )
+
+
+def _lacks(folder: Path) -> str:
+    """Say that a save has not this shard, and what there is."""
+    name, root = folder.parent.name, folder.parent.parent
+    if shards := _shards(folder.parent):
+        there = ", ".join(f"{number} of {of}" for number, of in shards)
+        return (
+            f"save {name!r} has no {folder.name}, but shards {there}; load it on as many servers, "
+            "each with the folder that it saved in"
+        )
+    names = sorted(path.name for path in root.iterdir() if _shards(path)) if root.is_dir() else []
+    return f"no save {name!r} in {root}; there are: {', '.join(names) or 'none'}"
+
+
+def _shards(folder: Path) -> list[tuple[int, int]]:
+    """The numbers of the shards that the folder of a save has, each with how many there were."""
+    if not folder.is_dir() or folder.name.startswith("."):
+        return []
+    found = [SHARD.fullmatch(path.name) for path in folder.iterdir()]
+    return sorted((int(match[1]), int(match[2])) for match in found if match)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,107 @@
+"""What clients make of networks that break connections, forget them, or are slow."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from downpour.connecting import connect
+from downpour.consistency import Async
+from downpour.errors import ServerTimeoutError
+from tests.fault_runs import DEADLINE_S, KEYS, PLAN, push, reports, rows, until, within
+from tests.geo_runs import TABLE
+from tests.processes import started
+from tests.proxy import TO_CLIENT, TO_SERVER, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from downpour.remote import RemoteClient
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[list[str]]:
+    with started(2) as servers:
+        yield [server.address for server in servers]
+
+
+@pytest.fixture
+def proxies(addresses: list[str]) -> Iterator[list[Proxy]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(Proxy(address)) for address in addresses]
+
+
+def through(proxies: list[Proxy], **settings: Any) -> RemoteClient:
+    return connect(PLAN, [proxy.address for proxy in proxies], **settings)
+
+
+def test_a_push_that_one_server_took_is_applied_once_on_both(
+    addresses: list[str], proxies: list[Proxy]
+) -> None:
+    with connect(PLAN, addresses) as seer, through(proxies) as client:
+        push(client, KEYS, 0.0)
+        first, second = reports(seer)
+        proxies[0].hold(TO_CLIENT)
+        proxies[1].hold(TO_SERVER)
+        thread = threading.Thread(target=push, args=(client,))
+        thread.start()
+        until(lambda: reports(seer)[0].push.count > first.push.count)
+        assert sorted(set(rows(seer))) == [0.0, 1.0]
+        proxies[0].reset()
+        proxies[0].recover()
+        until(lambda: reports(seer)[0].duplicates == first.duplicates + 1)
+        assert reports(seer)[1].push.count == second.push.count
+        proxies[1].recover()
+        thread.join()
+        assert rows(seer) == [0.0] * len(KEYS)
+        assert client.report()["retries"] == 1
+
+
+CALLS: dict[str, Callable[[Any], object]] = {
+    "pull": rows,
+    "push": push,
+    "stats": lambda it: it.stats(),
+    "export": lambda it: it.export(TABLE),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_connection_that_a_router_has_forgotten_is_made_again(
+    call: str, proxies: list[Proxy]
+) -> None:
+    with through(proxies, deadline_s=DEADLINE_S) as client:
+        CALLS[call](client)
+        proxies[1].silence()
+        with within(), pytest.raises(ServerTimeoutError, match=rf"server 1 .* '{call}'"):
+            CALLS[call](client)
+        CALLS[call](client)
+
+
+def test_a_verb_is_asked_again_where_its_connection_broke(proxies: list[Proxy]) -> None:
+    with through(proxies) as client:
+        for _ in range(5):
+            proxies[0].hold(TO_CLIENT)
+            thread = threading.Thread(target=client.stats)
+            thread.start()
+            proxies[0].reset()
+            proxies[0].recover()
+            thread.join()
+
+
+def test_a_slow_server_bounds_what_is_on_its_way(proxies: list[Proxy]) -> None:
+    keys, most = np.arange(2000, 4000), 3
+    with through(proxies, consistency=Async(max_in_flight=most)) as client:
+        push(client, keys, 0.0)
+        client.finish()
+        for proxy in proxies:
+            proxy.slow_down(400_000)  # 10 pushes a second
+        for _ in range(12):
+            push(client, keys)
+            client.end_step(1)
+            assert client.report()["in_flight"] <= most * len(proxies)
+        client.finish()
+        assert rows(client, keys) == [-11.0] * len(keys)
