@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import pytest
 
 from downpour.connecting import connect
 from downpour.consistency import Async
-from downpour.errors import ServerTimeoutError
+from downpour.errors import RefusedError, ServerTimeoutError
+from downpour.sessions import Session
 from tests.fault_runs import DEADLINE_S, KEYS, PLAN, push, reports, rows, until, within
-from tests.geo_runs import TABLE
+from tests.geo_runs import DENSE, TABLE
 from tests.processes import started
 from tests.proxy import TO_CLIENT, TO_SERVER, Proxy
 
@@ -90,6 +92,32 @@ def test_a_verb_is_asked_again_where_its_connection_broke(proxies: list[Proxy]) 
             proxies[0].reset()
             proxies[0].recover()
             thread.join()
+
+
+def test_a_client_that_was_stopped_itself_gives_its_requests_that_time(
+    proxies: list[Proxy],
+) -> None:
+    with through(proxies, deadline_s=10.0) as client:
+        server = client.remote[0]
+        rows(client)
+        proxies[0].hold(TO_CLIENT)
+        ticket = server.begin_pull_dense(DENSE, after=0)
+        now = time.monotonic()
+        for later in (0.0, 100.0, 100.5):
+            server.expire(now + later)
+        assert not ticket.is_done
+        proxies[0].recover()
+        assert ticket.result().values.nbytes > 0
+
+
+def test_a_stream_that_the_client_has_given_up_takes_nothing_over() -> None:
+    session, old, new = Session("a client"), object(), object()
+    session.take_over(new, 2)
+    with pytest.raises(RefusedError, match=r"a client has a newer connection"):
+        session.take_over(old, 1)
+    with pytest.raises(RefusedError, match=r"newer connection; nothing was applied"):
+        session.once(old, 1, 1, lambda: {"step": 1})
+    assert session.once(new, 1, 1, lambda: {"step": 1}) == {"step": 1}
 
 
 def test_a_slow_server_bounds_what_is_on_its_way(proxies: list[Proxy]) -> None:

@@ -65,8 +65,12 @@ class Endpoint:
         return scheme == "grpc+tls" or (scheme is None and self.security.asks_tls)
 
     def connect(self, timeout_s: float) -> fl.FlightClient:
-        """A new connection, of its own TCP; it is made at the first call."""
-        milliseconds = max(int(timeout_s * 1000), 1)
+        """A new connection, of its own TCP; it is made at the first call.
+
+        timeout_s: that of its calls. A server that hangs is to end one of them, and not the try to
+        connect, which looks as if nobody were there.
+        """
+        milliseconds = int((timeout_s + 2.0) * 1000)
         options: list[tuple[str, int]] = [
             ("grpc.use_local_subchannel_pool", 1),  # else a broken connection is shared
             ("grpc.min_reconnect_backoff_ms", milliseconds),  # how long one try may take

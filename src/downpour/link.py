@@ -311,14 +311,14 @@ class Link:
         what = f"{ticket.header.get('op')!r}"
         if ticket.header.get("table"):
             what += f" of table {ticket.header['table']!r}"
+        limit = f"{self.deadline_s:g} s"
         if self._fault is None:  # it takes connections
             return ServerTimeoutError(
-                f"{self.endpoint} did not answer {what} within {self.deadline_s:g} s: it hangs or is "  # noqa: E501
-                "overloaded"
+                f"{self.endpoint} did not answer {what} within {limit}: it hangs or is overloaded"
             )
         return ServerLostError(
-            f"{self.endpoint} could not be reached for {what} within {self.deadline_s:g} s, it is down "  # noqa: E501
-            f"or the network to it is: {self._fault}"
+            f"{self.endpoint} could not be reached for {what} within {limit}, it is down or the "
+            f"network to it is: {self._fault}"
         )
 
     def _end(self, error: DownpourError) -> None:

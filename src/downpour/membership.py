@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from downpour.endpoint import RETRY_S
 from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
 
 if TYPE_CHECKING:
@@ -142,15 +143,17 @@ class Membership:
             raise self.failure
 
     def _beat(self, every_s: float) -> None:
-        heard_at = time.monotonic()
         # A beat that is lost on the way must not cost the time of those after it.
-        limit_s = min(self._server.deadline_s, max(self._timeout_s / 2, every_s))
-        while not self._ended.wait(every_s):
+        limit_s = min(self._server.deadline_s / 2, max(self._timeout_s / 2, every_s))
+        unheard_since: float | None = None
+        while not self._ended.wait(RETRY_S if unheard_since else every_s):
+            start = time.monotonic()
             try:
                 self.beat(limit_s)
-                self.failure, heard_at = None, time.monotonic()
+                self.failure = unheard_since = None
             except ServerError as error:
-                if time.monotonic() - heard_at > self._server.deadline_s:
+                unheard_since = unheard_since or start
+                if time.monotonic() - unheard_since > self._server.deadline_s:
                     self.failure = error  # until it is heard again
             except DownpourError as error:
                 self.failure = error

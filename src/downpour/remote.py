@@ -13,7 +13,7 @@ import numpy as np
 from downpour.client import Client, Located, joined
 from downpour.errors import RefusedError, SettingError, WorkerLostError
 from downpour.metrics.latency import Latency
-from downpour.remote_server import shrunk_of
+from downpour.remote_server import CLOSE_S, shrunk_of
 from downpour.tables import partition
 
 if TYPE_CHECKING:
@@ -113,8 +113,9 @@ class RemoteClient(Client):
             self._watch.join(timeout=5.0)
             for server in self.remote:
                 server.end()
+            until = time.monotonic() + CLOSE_S
             for server in self.remote:
-                server.close()
+                server.close(until)
 
     def finish(self) -> None:
         """Wait until all that was pushed is applied."""

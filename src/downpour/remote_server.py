@@ -107,10 +107,10 @@ class RemoteServer:
         self.reads.end()
         self.writes.end()
 
-    def close(self) -> None:
-        """End the connections."""
+    def close(self, until: float | None = None) -> None:
+        """End the connections, by time.monotonic at the latest or in a moment."""
         self.end()
-        until = time.monotonic() + CLOSE_S
+        until = time.monotonic() + CLOSE_S if until is None else until
         for link in (self.reads, self.writes):
             link.close(until)
         with contextlib.suppress(pa.ArrowException, OSError):
