@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -33,8 +34,9 @@ class Process:
         self.out = self._process.stdout
 
     def stop(self) -> None:
-        """Let it hang, until `go_on`."""
+        """Let it hang, until `go_on`; it does when this returns."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def go_on(self) -> None:
         """Let it go on after a `stop`."""

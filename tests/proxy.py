@@ -136,7 +136,8 @@ class Proxy:
             try:
                 if events & selectors.EVENT_WRITE:
                     end.unwritten = end.unwritten[end.socket.send(end.unwritten) :]
-                if events & selectors.EVENT_READ:
+                # It may be held since the selector was told what to wait for.
+                if events & selectors.EVENT_READ and end.direction not in self._held:
                     self._read(end)
             except BlockingIOError:
                 pass

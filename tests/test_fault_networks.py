@@ -14,7 +14,7 @@ from downpour.connecting import connect
 from downpour.consistency import Async
 from downpour.errors import RefusedError, ServerTimeoutError
 from downpour.sessions import Session
-from tests.fault_runs import DEADLINE_S, KEYS, PLAN, push, reports, rows, until, within
+from tests.fault_runs import DEADLINE_S, PLAN, push, reports, rows, until, within
 from tests.geo_runs import DENSE, TABLE
 from tests.processes import started
 from tests.proxy import TO_CLIENT, TO_SERVER, Proxy
@@ -44,22 +44,23 @@ def through(proxies: list[Proxy], **settings: Any) -> RemoteClient:
 def test_a_push_that_one_server_took_is_applied_once_on_both(
     addresses: list[str], proxies: list[Proxy]
 ) -> None:
+    keys = np.arange(100, 140)  # that no other test pushes
     with connect(PLAN, addresses) as seer, through(proxies) as client:
-        push(client, KEYS, 0.0)
+        push(client, keys, 0.0)
         first, second = reports(seer)
         proxies[0].hold(TO_CLIENT)
         proxies[1].hold(TO_SERVER)
-        thread = threading.Thread(target=push, args=(client,))
+        thread = threading.Thread(target=push, args=(client, keys))
         thread.start()
         until(lambda: reports(seer)[0].push.count > first.push.count)
-        assert sorted(set(rows(seer))) == [0.0, 1.0]
+        assert sorted(set(rows(seer, keys))) == [0.0, 1.0]
         proxies[0].reset()
         proxies[0].recover()
         until(lambda: reports(seer)[0].duplicates == first.duplicates + 1)
         assert reports(seer)[1].push.count == second.push.count
         proxies[1].recover()
         thread.join()
-        assert rows(seer) == [0.0] * len(KEYS)
+        assert rows(seer, keys) == [0.0] * len(keys)
         assert client.report()["retries"] == 1
 
 
