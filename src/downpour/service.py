@@ -303,14 +303,13 @@ class Service:
         pushes = rows_of(message, table.accessor.numpy_dtype, table.accessor.push_dim)
         rank, step = whole(message.header, "rank"), whole(message.header, "at")
         is_mean = flag(message.header, "mean", default=True)
-        # The message's memory is the wire's: what is kept must be a copy.
-        keys, pushes = message.keys.copy(), pushes.copy()
-        hosted.staging.stage(table.name, rank, step, keys, pushes, is_mean=is_mean)
+        # Kept as it came: the memory of a message is its own, and lives as long as its arrays.
+        hosted.staging.stage(table.name, rank, step, message.keys, pushes, is_mean=is_mean)
         return {}
 
     def _stage_dense(self, hosted: Hosted, message: Message, client: str) -> dict[str, Any]:
         table = table_of(hosted.server.dense, message)
-        grad = message.floats(table.dtype, (table.size,)).copy()
+        grad = message.floats(table.dtype, (table.size,))
         rank, step = whole(message.header, "rank"), whole(message.header, "at")
         names, is_mean = texts(message.header, "names"), flag(message.header, "mean", default=True)
         hosted.staging.stage_dense(table.name, rank, step, grad, names, is_mean=is_mean)

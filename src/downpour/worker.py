@@ -122,11 +122,7 @@ class Worker:
         """
         planned = self.plan.program(program)
         look_up = Chore(self._look_up(planned.ops_of(PullSparse), batch))
-        at = self._num_steps + max(len(self._ahead), 1) + 1  # the next step's batch comes before it
         self._ahead.append((program, batch, look_up))
-        if not self.client.is_embedded:  # nothing of it can wait: the rows have a way to go
-            for lookup in look_up.result():
-                self.client.ask_ahead(lookup.located, at)
 
     def step(self, program: str, batch: Batch, *, goes_on: bool = True) -> StepResult:
         """Run a program on a batch: pull, compute, push.
@@ -159,6 +155,7 @@ class Worker:
         with self._timed("wait for keys"):
             work = Step(plan, batch.to(self.device), self._prepared(program, batch))
             self._ask(plan, work)
+            self._ask_ahead()
         self._current = work
         try:
             for op in plan.ops:
@@ -176,6 +173,14 @@ class Worker:
         for lookup in work.lookups:
             if lookup.sent is None:
                 self.client.ask(lookup.located)
+
+    def _ask_ahead(self) -> None:
+        """Let the rows of later steps come from servers: behind what this step waits for."""
+        if self.client.is_embedded:
+            return
+        for place, (_, _, look_up) in enumerate(self._ahead):
+            for lookup in look_up.result():
+                self.client.ask_ahead(lookup.located, self._num_steps + 2 + place)
 
     def _end_step(self, program: str, samples: int, *, goes_on: bool) -> None:
         share = 1.0
