@@ -45,6 +45,7 @@ QUESTIONS: dict[str, Callable[..., Result]] = {
     "planning": partial(run_module, "planning"),
     "startup": partial(run_module, "startup"),
     "train_step": partial(run_module, "train_step"),
+    "servers": partial(run_module, "servers"),
     "quality_movielens": partial(run_module, "quality_movielens"),
     "quality_gowalla": partial(run_module, "quality_gowalla"),
 }
