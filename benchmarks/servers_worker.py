@@ -19,7 +19,7 @@ import torch
 import downpour as dp
 from benchmarks.train_step_downpour import Network, click, make_batch
 from benchmarks.train_step_job import Job, load_batches
-from downpour.remote import RemoteClient
+from downpour.remote.client import RemoteClient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from tests.geo_runs import DIM, TABLE, a_plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from downpour.remote import RemoteClient
+    from downpour.remote.client import RemoteClient
 
 DEADLINE_S, MARGIN_S = 1.0, 2.0
 PLAN = a_plan()  # rows of 1 from which a gradient is subtracted

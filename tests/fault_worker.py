@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from downpour.connecting import connect
 from downpour.consistency import Sync
 from downpour.errors import DownpourError
-from downpour.sync_client import SyncClient
+from downpour.remote.connect import connect
+from downpour.remote.sync import SyncClient
 from tests.fault_runs import KEYS, PLAN, push
 
 WORKER_TIMEOUT_S = 1.0

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import Geo
-from downpour.flight_server import FlightServer
-from downpour.service import Service
+from downpour.remote.connect import connect
+from downpour.serving.flight_server import FlightServer
+from downpour.serving.service import Service
 from tests.plans import dense_table, plain_table, small_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from downpour.geo_client import GeoClient
+    from downpour.remote.geo import GeoClient
 
 TABLE, DENSE, DIM, SIZE = "embedding", "dense.click", 4, 9
 NAMES = ["out.bias", "out.weight"]  # of 1 and of 8 elements

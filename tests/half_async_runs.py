@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import HalfAsync
+from downpour.remote.connect import connect
 from downpour.threaded_worker import ThreadedWorker
 from tests.servers import assert_close, held, servers, train_embedded
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from downpour.half_async import HalfAsyncClient
+    from downpour.remote.half_async import HalfAsyncClient
 
 RTOL = 1e-11  # in float64
 

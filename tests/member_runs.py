@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from downpour.errors import RefusedError, WorkerLostError
-from downpour.members import Members
+from downpour.serving.members import Members
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from downpour.deployment import Deployment
-from downpour.flight_server import FlightServer, _Stream
 from downpour.server import Server
-from downpour.service import Service
+from downpour.serving.flight_server import FlightServer
+from downpour.serving.flight_stream import FlightStream
+from downpour.serving.service import Service
 from downpour.tables import shard_of
 from downpour.wire import header_bytes, pack
 from tests.ctr_tables import some_pushes
@@ -137,7 +138,7 @@ class Stream:
         self, server: FlightServer, *, is_write: bool, client: str = "one", hello: Any = None
     ) -> None:
         self.server = server
-        self._stream = _Stream(server, PEER, is_write)
+        self._stream = FlightStream(server, PEER, is_write)
         self._number = 0
         self.greeting = self.say({"client": client} if hello is None else hello)
 

@@ -10,7 +10,7 @@ import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from downpour.server_process import LISTENING
+from downpour.serving.process import LISTENING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

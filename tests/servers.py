@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import Sync
-from downpour.flight_server import FlightServer
-from downpour.remote import RemoteClient
-from downpour.service import Service
+from downpour.remote.client import RemoteClient
+from downpour.remote.connect import connect
+from downpour.serving.flight_server import FlightServer
+from downpour.serving.service import Service
 from tests.networks import everything, weights_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from downpour import rules
 from downpour.plan.plan import Plan
 from downpour.plan.specs import FeatureSpec, SparseTableSpec
 from downpour.server import Server
-from downpour.staging import Commit, Staging
+from downpour.serving.staging import Commit, Staging
 from downpour.tables.dense import sections_of
 from tests.ctr_tables import make_accessor, some_pushes
 from tests.plans import dense_table, plain_table

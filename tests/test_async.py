@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import Async
-from downpour.service import Service
+from downpour.remote.connect import connect
+from downpour.serving.service import Service
 from tests.networks import planned, random_batches
 from tests.servers import (
     Jittery,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import downpour as dp
-from downpour.async_client import AsyncClient
-from downpour.connecting import connect
 from downpour.consistency import Async
-from downpour.service import Service
+from downpour.remote.asynchronous import AsyncClient
+from downpour.remote.connect import connect
+from downpour.serving.service import Service
 from tests.plans import dense_table, plain_table, small_plan
 from tests.servers import Jittery, Slow, at_once, servers
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downpour import changes, rules
-from downpour.changes import Changes, ChangeSet, packed, part_rows, unpacked
-from downpour.copies import RowsCopy
+from downpour import rules
 from downpour.errors import NonFiniteError, RefusedError, TableError
 from downpour.plan.plan import Plan
+from downpour.remote.copies import RowsCopy
 from downpour.server import Server
+from downpour.serving import changes
+from downpour.serving.changes import Changes, ChangeSet, packed, part_rows, unpacked
 from downpour.tables import SparseTable
 from tests.plans import ctr_table, dense_table, plain_table
 from tests.staged import bits

@@ -167,7 +167,7 @@ def raising(*args: object, **settings: object) -> None:
     raise OSError("no space left on device")
 
 
-@pytest.mark.parametrize("where", ["pathlib.Path.replace", "os.fsync", "downpour.checkpoint._sync"])
+@pytest.mark.parametrize("where", ["pathlib.Path.replace", "os.fsync", "downpour.checkpoint.sync"])
 def test_a_crash_before_the_manifest_leaves_the_save_before(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +217,7 @@ def test_an_error_after_the_manifest_leaves_the_new_save(
 
     with monkeypatch.context() as broken:
         broken.setattr("pathlib.Path.replace", replace_and_break)
-        broken.setattr(checkpoint, "_sync", sync)
+        broken.setattr(checkpoint, "sync", sync)
         with pytest.raises(OSError, match="cannot sync"):
             save(tmp_path, second)
     require_same(restored(tmp_path, second), second.client)

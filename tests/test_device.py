@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import HalfAsync
 from downpour.errors import NonFiniteError
+from downpour.remote.connect import connect
 from downpour.threaded_worker import ThreadedWorker
 from tests import test_ctr_training as ctr
 from tests.devices import GPU, any_device, needs_gpu

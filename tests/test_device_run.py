@@ -10,9 +10,9 @@ import torch
 
 import downpour as dp
 from downpour import run as run_module
-from downpour.connecting import connect
 from downpour.consistency import Async
 from downpour.errors import SettingError
+from downpour.remote.connect import connect
 from downpour.train import Trainer
 from tests.devices import any_device
 from tests.networks import everything, weights_of

@@ -19,7 +19,7 @@ from tests.servers import at_once, servers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from downpour.sync_client import SyncClient
+    from downpour.remote.sync import SyncClient
 
 
 @contextmanager

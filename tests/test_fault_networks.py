@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from downpour.connecting import connect
 from downpour.consistency import Async
 from downpour.errors import RefusedError, ServerTimeoutError
-from downpour.sessions import Session
+from downpour.remote.connect import connect
+from downpour.serving.sessions import Session
 from tests.fault_runs import DEADLINE_S, PLAN, push, reports, rows, until, within
 from tests.geo_runs import DENSE, TABLE
 from tests.processes import started
@@ -22,7 +22,7 @@ from tests.proxy import TO_CLIENT, TO_SERVER, Proxy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from downpour.remote import RemoteClient
+    from downpour.remote.client import RemoteClient
 
 
 @pytest.fixture(scope="module")

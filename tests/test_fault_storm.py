@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downpour.connecting import connect
 from downpour.consistency import Async
 from downpour.errors import ServerLostError, ServerTimeoutError
+from downpour.remote.connect import connect
 from downpour.tables import shard_of
 from tests.fault_runs import DEADLINE_S, MARGIN_S, PLAN, push, rows
 from tests.geo_runs import TABLE
@@ -22,7 +22,7 @@ from tests.proxy import BOTH, TO_CLIENT, TO_SERVER, Proxy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from downpour.remote import RemoteClient
+    from downpour.remote.client import RemoteClient
     from tests.processes import ServerProcess
 
 NUM_SERVERS, NUM_FAULTS = 2, 50

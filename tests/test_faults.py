@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from downpour import connecting
-from downpour.connecting import connect
 from downpour.deployment import Deployment
 from downpour.errors import ServerLostError, ServerTimeoutError
-from downpour.server_process import LISTENING
+from downpour.remote import connect as connecting
+from downpour.remote.connect import connect
+from downpour.serving.process import LISTENING
 from tests.fault_runs import DEADLINE_S, KEYS, PLAN, push, reports, rows, until, within
 from tests.geo_runs import DENSE, DIM, NAMES, SIZE, TABLE
 from tests.processes import Process, ServerProcess, started
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from downpour.remote import RemoteClient
+    from downpour.remote.client import RemoteClient
 
 MANY = np.arange(500_000)  # 20 MB of keys and gradients: more than buffers on the way take
 

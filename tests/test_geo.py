@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import Geo
 from downpour.errors import WorkerLostError
+from downpour.remote.connect import connect
 from tests.geo_runs import (
     DENSE,
     DIM,

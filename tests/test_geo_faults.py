@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import downpour as dp
-from downpour import changes
-from downpour.connecting import connect
 from downpour.consistency import Geo
 from downpour.errors import NonFiniteError, RefusedError, SettingError, TableError
-from downpour.remote import RemoteClient
+from downpour.remote.client import RemoteClient
+from downpour.remote.connect import connect
+from downpour.serving import changes
 from tests.geo_runs import (
     DENSE,
     DIM,

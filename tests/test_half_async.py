@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import HalfAsync
-from downpour.half_async import HalfAsyncClient
+from downpour.remote.connect import connect
+from downpour.remote.half_async import HalfAsyncClient
 from downpour.threaded_worker import ThreadedWorker
 from tests import test_ctr_training as ctr
 from tests import test_data_norm as data_norm

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 
 from downpour.errors import RefusedError, WorkerLostError
-from downpour.members import CHIEF, KEPT
+from downpour.serving.members import CHIEF, KEPT
 from tests.member_runs import TIMEOUT_S, Run, brought
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def test_who_came_before_it_was_gone_counts(gone: str) -> None:
 def test_a_loss_wakes_up_who_waits_at_once(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("downpour.members.POLL_S", LONG_S)
+    monkeypatch.setattr("downpour.serving.members.POLL_S", LONG_S)
     run = Run(3, on_loss="continue")
     waiting = [wait_at(pool, run, rank) for rank in (0, 1)]
     run.silence(2)
@@ -228,7 +228,7 @@ def test_waiting_is_no_sign_of_life(pool: ThreadPoolExecutor) -> None:
 def test_who_waits_is_told_when_the_run_stops(
     what: str, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("downpour.members.POLL_S", LONG_S)
+    monkeypatch.setattr("downpour.serving.members.POLL_S", LONG_S)
     run = Run(2, chief=True, on_loss="stop" if what == "loss" else "continue")
     waiting = wait_at(pool, run, CHIEF if what == "workers" else 0, chief=True)
     if what == "error":

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downpour.members import CHIEF
+from downpour.serving.members import CHIEF
 from tests.member_runs import Run, brought
 
 RANKS = [CHIEF, 0, 1, 2]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from downpour.errors import RefusedError, SettingError, WorkerLostError
-from downpour.members import CHIEF, Members
+from downpour.serving.members import CHIEF, Members
 from tests.member_runs import TIMEOUT_S, Run, brought
 
 # Who is in.

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from downpour.endpoint import Endpoint
 from downpour.errors import DownpourError, NonFiniteError, RefusedError, TableError
+from downpour.remote.endpoint import Endpoint
 from downpour.row_batches import PASSED, row_batches
-from downpour.service import Service
+from downpour.serving.service import Service
 from tests.one_shard import DEPLOYMENT, FOREIGN, OWN, fill, held, hosted, new_server, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from downpour.flight_server import FlightServer
+    from downpour.serving.flight_server import FlightServer
 
 INF = float("inf")
 SPEC = DEPLOYMENT.plan.sparse_table("plain")

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from downpour.connecting import connect
-from downpour.endpoint import Endpoint
 from downpour.errors import DownpourError, RefusedError, ServerLostError, SettingError
-from downpour.flight_server import FlightServer
+from downpour.remote.connect import connect
+from downpour.remote.endpoint import Endpoint
 from downpour.security import Security, is_loopback
-from downpour.service import Service
+from downpour.serving.flight_server import FlightServer
+from downpour.serving.service import Service
 from downpour.wire import SCHEMA, header_bytes, pack
 from tests.certificates import Authority, make_authority
 from tests.one_shard import serving

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from downpour.fields import MAX_NAMES
-from downpour.service import Service
+from downpour.serving.fields import MAX_NAMES
+from downpour.serving.service import Service
 from downpour.wire import header_bytes
 from tests.ctr_tables import some_pushes
 from tests.one_shard import (
@@ -35,7 +35,7 @@ from tests.one_shard import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from downpour.flight_server import FlightServer
+    from downpour.serving.flight_server import FlightServer
 
 
 NAN, INF = float("nan"), float("inf")

@@ -12,12 +12,12 @@ import pytest
 from pyarrow import parquet
 from safetensors.numpy import load_file
 
-from downpour import shard_files
 from downpour.deployment import Deployment
 from downpour.errors import RefusedError, SavedRunError
-from downpour.hosted import Hosted
 from downpour.plan.sections import Sections
-from downpour.shard_files import load_shard, read_manifest, save_shard, shard_folder
+from downpour.serving import shard_files
+from downpour.serving.hosted import Hosted
+from downpour.serving.shard_files import load_shard, read_manifest, save_shard, shard_folder
 from downpour.tables import shard_of
 from tests.ctr_tables import some_keys, some_pushes
 from tests.staged import bits, block, grads, plan

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from downpour import rules
-from downpour.merging import checked_block, checked_rows, merge_blocks, merge_rows
 from downpour.plan.sections import Sections, split
 from downpour.server import Server
+from downpour.serving.merging import checked_block, checked_rows, merge_blocks, merge_rows
 from downpour.tables.pushes import PUSH_HEAD
 from tests.ctr_tables import some_pushes
 from tests.staged import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from downpour.errors import NonFiniteError, SettingError, TableError
-from downpour.staging import Commit, Staging
+from downpour.serving.staging import Commit, Staging
 from tests.ctr_tables import some_pushes
 from tests.staged import (
     KEYS,

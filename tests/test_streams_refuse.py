@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from downpour.endpoint import Endpoint
 from downpour.errors import RefusedError, TableError
-from downpour.remote_server import RemoteServer
-from downpour.sessions import Session
+from downpour.remote.endpoint import Endpoint
+from downpour.remote.server import RemoteServer
+from downpour.serving.sessions import Session
 from downpour.wire import MAX_HEADER_BYTES, SCHEMA, header_bytes, pack, unpack
 from tests.one_shard import (
     DEPLOYMENT,
@@ -34,7 +34,7 @@ from tests.one_shard import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from downpour.flight_server import FlightServer
+    from downpour.serving.flight_server import FlightServer
 
 PULL, PUSH = READS["pull"], WRITES["push"]
 MOST = 10_000

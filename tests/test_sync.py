@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import Sync
+from downpour.remote.connect import connect
 from tests.networks import (
     Network,
     assert_same,

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import downpour as dp
-from downpour.connecting import connect
+from downpour.remote.connect import connect
 from tests.networks import NUM_IDS, Network, click, planned, random_batches
 from tests.plain_ctr import assert_same_rows
 from tests.plain_training import PlainTraining

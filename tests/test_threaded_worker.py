@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import downpour as dp
-from downpour.connecting import connect
+from downpour.remote.connect import connect
 from downpour.threaded_worker import ThreadedWorker
 from tests.half_async_runs import assert_as_one, client_of, groups_of, step_all, trained
 from tests.networks import Network, a_batch, click, planned, random_batches

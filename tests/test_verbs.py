@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import downpour as dp
-from downpour.connecting import connect
 from downpour.consistency import Async, Geo, Sync
 from downpour.errors import RefusedError, SavedRunError, SettingError, TableError
-from downpour.flight_server import FlightServer
 from downpour.plan.plan import Plan
-from downpour.server_process import LISTENING
-from downpour.service import Service
+from downpour.remote.connect import connect
+from downpour.serving.flight_server import FlightServer
+from downpour.serving.process import LISTENING
+from downpour.serving.service import Service
 from tests import geo_runs
 from tests.ctr_tables import DIM, some_pushes
 from tests.geo_runs import Faulty, Lost

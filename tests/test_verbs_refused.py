@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.flight as fl
 import pytest
 
-from downpour import flight_server
-from downpour.endpoint import Endpoint
 from downpour.errors import RefusedError
-from downpour.service import Service
+from downpour.remote.endpoint import Endpoint
+from downpour.serving import flight_server
+from downpour.serving.service import Service
 from downpour.wire import error_of
 from tests.one_shard import DEPLOYMENT, held, hosted, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from downpour.flight_server import FlightServer
+    from downpour.serving.flight_server import FlightServer
 
 INF = float("inf")
 WHO = {"rank": 0, "incarnation": 7}
@@ -177,7 +177,7 @@ def test_tables_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.Monk
 
     service = Service()
     with monkeypatch.context() as patched:
-        patched.setattr("downpour.service.Hosted", full)
+        patched.setattr("downpour.serving.service.Hosted", full)
         with pytest.raises(RefusedError, match="do not fit into memory here: cannot allocate 8"):
             service.configure(MESSAGE)
     assert service.configure(MESSAGE)["has_plan"]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from downpour.endpoint import Endpoint
 from downpour.errors import RefusedError, TableError
-from downpour.remote_server import RemoteServer
-from downpour.service import Service
+from downpour.remote.endpoint import Endpoint
+from downpour.remote.server import RemoteServer
+from downpour.serving.service import Service
 from tests.bad_bytes import Recorder, changed, payloads, play
 from tests.bad_messages import bad_message
 from tests.ctr_tables import some_pushes
@@ -35,7 +35,7 @@ from tests.processes import ServerProcess, started
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from downpour.link import Ticket
+    from downpour.remote.link import Ticket
 
 KINDS = {"RefusedError", "TableError", "NonFiniteError", "SettingError", "ServerLostError"}
 NUMBERS = [

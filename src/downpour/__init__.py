@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from downpour.accessor import CtrAccessor, Lifecycle
     from downpour.client import Client, embedded
     from downpour.clip import ClipByNorm, ClipByValue
-    from downpour.connecting import connect
     from downpour.consistency import Async, Geo, HalfAsync, Sync
     from downpour.data import Dense, Feature, Files, Frame, Label, Schema, Source
     from downpour.data_norm import DataNorm
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from downpour.optimizer import DownpourSGD
     from downpour.plan.plan import Plan
     from downpour.plan.sections import Sections
+    from downpour.remote.connect import connect
     from downpour.rules import (
         SGD,
         Adagrad,
@@ -69,7 +69,6 @@ _HOMES = {
     "accessor": ["CtrAccessor", "Lifecycle"],
     "client": ["Client", "embedded"],
     "clip": ["ClipByNorm", "ClipByValue"],
-    "connecting": ["connect"],
     "consistency": ["Async", "Geo", "HalfAsync", "Sync"],
     "data": ["Dense", "Feature", "Files", "Frame", "Label", "Schema", "Source"],
     "data_norm": ["DataNorm"],
@@ -94,6 +93,7 @@ _HOMES = {
     "optimizer": ["DownpourSGD"],
     "plan.plan": ["Plan"],
     "plan.sections": ["Sections"],
+    "remote.connect": ["connect"],
     "rules": [
         "SGD",
         "Adagrad",

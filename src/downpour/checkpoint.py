@@ -7,23 +7,19 @@ before whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
+from downpour.disk import fingerprint, read_rows_file, sync, write_rows
 from downpour.errors import SavedRunError
 from downpour.plan.specs import plan_name
-from downpour.row_batches import read_rows, row_batches, rows_schema
 from downpour.transport import DenseState
 
 if TYPE_CHECKING:
@@ -33,7 +29,6 @@ if TYPE_CHECKING:
     from downpour.client import Client
     from downpour.plan.plan import Plan
     from downpour.plan.specs import SparseTableSpec
-    from downpour.transport import SparseState
 
 FORMAT = 1
 MANIFEST, DENSE, MODEL = "manifest.json", "dense.safetensors", "model.pickle"
@@ -67,11 +62,11 @@ def save(
                 name: {"step": table.step, "updates": dict(table.updates)}
                 for name, table in dense.items()
             },
-            "files": {path.name: _fingerprint(path) for path in sorted(data.iterdir())},
+            "files": {path.name: fingerprint(path) for path in sorted(data.iterdir())},
             **facts,
         }
         for path in (*data.iterdir(), data):
-            _sync(path)
+            sync(path)
         write_whole(folder / MANIFEST, json.dumps(manifest, indent=2))
     except BaseException:
         if not _is_named(folder / MANIFEST, data):
@@ -87,11 +82,11 @@ def write_whole(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_text(text, encoding="utf-8")
-        _sync(beside)
+        sync(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -123,7 +118,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Path]:
     for name, written in manifest["files"].items():
         if not (data / name).is_file():
             raise SavedRunError(f"{data / name} is missing")
-        found = _fingerprint(data / name)
+        found = fingerprint(data / name)
         if found != written:
             raise SavedRunError(
                 f"{data / name} was damaged: it has {found['bytes']} bytes of sha256 "
@@ -136,7 +131,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Path]:
 def restore(manifest: Mapping[str, Any], data: Path, client: Client) -> None:
     """Fill the empty tables of `client`."""
     for spec in client.plan.sparse:
-        client.restore(spec.name, _read_rows(manifest["sparse"][spec.name], data, spec))
+        client.restore(spec.name, read_rows_file(data, spec, manifest["sparse"][spec.name]))
     tensors = load_tensors(data)
     for block in client.plan.dense:
         saved = manifest["dense"][block.name]
@@ -173,47 +168,14 @@ def _tensors(
 
 
 def _write_rows(data: Path, spec: SparseTableSpec, client: Client) -> dict[str, Any]:
-    rows = client.export(spec.name)
-    file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', spec.name)}.{spec.id}.parquet"
-    schema = rows_schema(spec)
-    with parquet.ParquetWriter(data / file, schema) as writer:
-        for batch in row_batches(spec, rows):
-            writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(None))
     return {
-        "file": file,
-        "rows": len(rows.keys),
-        "step": rows.step,
-        "log_decay": rows.log_decay,
+        **write_rows(data, spec, client.export(spec.name)),
         "dim": spec.accessor.dim,
         "rule": "; ".join(map(repr, spec.accessor.rules)),
         "features": {feature.name: feature.space for feature in spec.features},
     }
 
 
-def _read_rows(saved: Mapping[str, Any], data: Path, spec: SparseTableSpec) -> SparseState:
-    table = parquet.read_table(data / saved["file"])
-    if table.num_rows != saved["rows"]:
-        raise SavedRunError(
-            f"{data / saved['file']} has {table.num_rows} rows, its manifest says {saved['rows']}"
-        )
-    return read_rows(spec, table, step=saved["step"], log_decay=saved["log_decay"])
-
-
 def _is_named(manifest: Path, data: Path) -> bool:
     """Whether a manifest is of the data in this folder."""
     return manifest.is_file() and data.name in manifest.read_text(encoding="utf-8")
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from downpour.cli_options import (
+    change_options,
+    changed,
+    changed_run,
+    cluster_of,
+    patient,
+    secured,
+    security_of,
+    split_addresses,
+)
 from downpour.errors import DownpourError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from downpour.engine.cluster import Cluster
     from downpour.run import Run
     from downpour.saved import SavedRun
 
@@ -79,117 +88,6 @@ def plan(target: str, form: str) -> None:
             click.echo("\n".join(lines(made, traffic)))
 
 
-def _secured(command: Any) -> Any:
-    """The options of a connection's security, of both its ends."""
-    path = click.Path(path_type=Path, dir_okay=False)
-    for option in (
-        click.option("--tls-authority", type=path, help="Certificates that sign the other end's."),
-        click.option("--tls-key", type=path, help="The key of --tls-certificate."),
-        click.option("--tls-certificate", type=path, help="This end's own, a PEM file."),
-        click.option("--token-file", type=path, help="The file of the token that all must bring."),
-    ):
-        command = option(command)
-    return command
-
-
-def _patient(command: Any) -> Any:
-    """The options of how long a run with servers waits, and what for."""
-    for option in (
-        click.option(
-            "--placement",
-            type=click.Choice(["round_robin", "hash"]),
-            default="round_robin",
-            show_default=True,
-            help="Of the parts of dense tables on servers.",
-        ),
-        click.option(
-            "--min-section",
-            type=int,
-            default=8192,
-            show_default=True,
-            help="Elements below which a parameter is not split over servers.",
-        ),
-        click.option(
-            "--start", type=float, default=180.0, show_default=True, help="Seconds for all to come."
-        ),
-        click.option(
-            "--worker-timeout",
-            type=float,
-            default=10.0,
-            show_default=True,
-            help="Seconds of silence after which a worker is lost.",
-        ),
-        click.option(
-            "--deadline", type=float, default=30.0, show_default=True, help="Seconds a request."
-        ),
-        click.option(
-            "--on-worker-loss",
-            type=click.Choice(["stop", "continue"]),
-            default="stop",
-            show_default=True,
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _changed(command: Any) -> Any:
-    """The options that change a run; a worker must be given those of its chief."""
-    for option in (
-        click.option(
-            "--consistency",
-            type=click.Choice(["sync", "async", "half-async", "geo"]),
-            help="Instead of the run's own, with its defaults.",
-        ),
-        click.option("--seed", type=int, help="Instead of the run's own."),
-        click.option("--epochs", type=int, help="Instead of the run's own number."),
-    ):
-        command = option(command)
-    return command
-
-
-def _changed_run(target: str, epochs: int | None, seed: int | None, consistency: str | None) -> Run:
-    from dataclasses import replace
-
-    from downpour.consistency import BY_NAME
-
-    run = _load(target)
-    given: dict[str, Any] = {"epochs": epochs, "seed": seed}
-    if consistency is not None and not isinstance(run.consistency, BY_NAME[consistency]):
-        given["consistency"] = BY_NAME[consistency]()
-    return replace(run, **{k: v for k, v in given.items() if v is not None})
-
-
-def _change_options(epochs: int | None, seed: int | None, consistency: str | None) -> list[str]:
-    given = {"--epochs": epochs, "--seed": seed, "--consistency": consistency}
-    return [str(part) for name, v in given.items() if v is not None for part in (name, v)]
-
-
-def _cluster(settings: dict[str, Any], **more: Any) -> Cluster:
-    from downpour.engine.cluster import Cluster
-    from downpour.plan.sections import Sections
-    from downpour.security import Security
-
-    return Cluster(
-        on_worker_loss=settings["on_worker_loss"],
-        deadline_s=settings["deadline"],
-        worker_timeout_s=settings["worker_timeout"],
-        start_s=settings["start"],
-        sections=Sections(min_size=settings["min_section"], placement=settings["placement"]),
-        security=Security.of_files(
-            token_file=settings["token_file"],
-            certificate=settings["tls_certificate"],
-            key=settings["tls_key"],
-            authority=settings["tls_authority"],
-        ),
-        **more,
-    )
-
-
-def _split(addresses: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in addresses.split(",")) if addresses else ()
-
-
 @main.command()
 @click.argument("target")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
@@ -200,9 +98,9 @@ def _split(addresses: str | None) -> tuple[str, ...]:
     "--connect", "addresses", help="HOST:PORT,... of servers that run, in place of --servers."
 )
 @click.option("--metrics-port", type=int, help="Where Prometheus finds the run's metrics.")
-@_changed
-@_patient
-@_secured
+@changed
+@patient
+@secured
 def train(
     target: str,
     out: Path | None,
@@ -228,7 +126,7 @@ def train(
         from downpour.folder import default_folder
         from downpour.train import Trainer, is_compiled
 
-        run = _changed_run(target, epochs, seed, consistency)
+        run = changed_run(target, epochs, seed, consistency)
         folder = out or default_folder(target)
         if not (quiet or is_compiled()):
             click.echo("planning; the first run on a machine compiles its kernels, about 20 s")
@@ -243,14 +141,14 @@ def train(
                 target,
                 run,
                 folder,
-                cluster=_cluster(
+                cluster=cluster_of(
                     settings,
                     servers=servers or 1,
                     workers=1 if workers is None else workers,
-                    addresses=_split(addresses),
+                    addresses=split_addresses(addresses),
                     starts_workers=addresses is None,
                 ),
-                worker_options=_change_options(epochs, seed, consistency),
+                worker_options=change_options(epochs, seed, consistency),
                 metrics_port=metrics_port,
                 quiet=quiet,
             )
@@ -272,17 +170,14 @@ def train(
     help="Where it writes its shard when a client asks.",
 )
 @click.option("--of-parent", is_flag=True, hidden=True)
-@_secured
+@secured
 def server(
     host: str,
     port: int,
     max_message_mb: int,
     save_root: Path | None,
     of_parent: bool,
-    token_file: Path | None,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
-    tls_authority: Path | None,
+    **settings: Any,
 ) -> None:
     """Serve a shard of the tables of the first client that connects.
 
@@ -293,19 +188,12 @@ def server(
     Example: downpour server --port 4600
     """
     with _clear_errors():
-        from downpour.security import Security
-        from downpour.server_process import run_server
+        from downpour.serving.process import run_server
 
-        security = Security.of_files(
-            token_file=token_file,
-            certificate=tls_certificate,
-            key=tls_key,
-            authority=tls_authority,
-        )
         run_server(
             host=host,
             port=port,
-            security=security,
+            security=security_of(settings),
             max_message_mb=max_message_mb,
             save_root=save_root,
             of_parent=of_parent,
@@ -320,9 +208,9 @@ def server(
 @click.option("--run", "name", default="run", show_default=True, help="The run's name.")
 @click.option("--chief", is_flag=True, help="`downpour train --connect` watches over the run.")
 @click.option("--of-parent", is_flag=True, hidden=True)
-@_changed
-@_patient
-@_secured
+@changed
+@patient
+@secured
 def worker(
     target: str,
     servers: str,
@@ -347,8 +235,8 @@ def worker(
         from downpour.engine.worker_process import run_worker
 
         run_worker(
-            _changed_run(target, epochs, seed, consistency),
-            _cluster(settings, workers=workers, addresses=_split(servers)),
+            changed_run(target, epochs, seed, consistency),
+            cluster_of(settings, workers=workers, addresses=split_addresses(servers)),
             rank=rank,
             name=name,
             with_chief=chief,

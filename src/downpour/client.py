@@ -10,7 +10,8 @@ import numpy as np
 
 from downpour.accessor import CtrAccessor
 from downpour.errors import NonFiniteError, SettingError, TableError
-from downpour.lookup import stored_keys
+from downpour.given import checked_block, checked_rows, stored_ids
+from downpour.merged import merged_shrunk, merged_stats
 from downpour.plan.sections import DEFAULT_SECTIONS, Layout
 from downpour.server import Server
 from downpour.tables import TableStats, check_pushes, dedup, merge_pushes, partition
@@ -86,7 +87,7 @@ class Client:
         `feature` says in which id space the ids are; it may be left out where the table has one.
         An unknown id has its initial row; it is stored only with `create`. Raises TableError.
         """
-        unique, inverse = dedup(self._stored(table, keys, feature))
+        unique, inverse = dedup(stored_ids(self._spec(table), keys, feature))
         rows: Floats = self.read(self.locate(table, unique, create=create))[inverse]
         return rows
 
@@ -99,9 +100,10 @@ class Client:
         embedx (see CtrAccessor); the slot is not summed, the last one of a key stays. Raises
         TableError or NonFiniteError, and then nothing has changed.
         """
-        accessor = self._spec(table).accessor
-        unique, inverse = dedup(self._stored(table, keys, feature))
-        grads = self._values(table, "gradients", grads, (len(inverse), accessor.push_dim))
+        spec = self._spec(table)
+        accessor = spec.accessor
+        unique, inverse = dedup(stored_ids(spec, keys, feature))
+        grads = checked_rows(spec, "gradients", grads, (len(inverse), accessor.push_dim))
         if isinstance(accessor, CtrAccessor):
             check_pushes(table, grads)
             summed = merge_pushes(grads, inverse, len(unique))
@@ -117,8 +119,9 @@ class Client:
         CTR rows keep their show and click, and have their embedx from then on.
         Of several rows for one id the last one stays. Raises TableError or NonFiniteError.
         """
-        stored = self._stored(table, keys, feature)
-        rows = self._values(table, "rows", rows, (len(stored), self._spec(table).accessor.dim))
+        spec = self._spec(table)
+        stored = stored_ids(spec, keys, feature)
+        rows = checked_rows(spec, "rows", rows, (len(stored), spec.accessor.dim))
         for server, part in self._parts(stored):
             server.set(table, stored[part], rows[part])
 
@@ -138,7 +141,7 @@ class Client:
         pushed for more than `delete_after_unseen_days`. Raises TableError for other rows.
         """
         name = self._spec(table).name
-        shrunk = joined([server.shrink(name) for server in self.servers])
+        shrunk = merged_shrunk([server.shrink(name) for server in self.servers])
         self._rebuilds[name] += 1
         return shrunk
 
@@ -217,7 +220,7 @@ class Client:
     def init_dense(self, table: str, flat: Floats) -> bool:
         """Give a dense table its first weights [size]; False where a server has them already."""
         layout = self._layout(table)
-        flat = self._flat(layout, "weights", flat)
+        flat = checked_block(layout, "weights", flat)
         taken = [  # all are asked: what one has, another may still lack
             self.servers[share.server].init_dense(table, share.take(flat))
             for share in layout.shares
@@ -261,7 +264,7 @@ class Client:
         """
         layout = self._layout(table)
         step, (lr,) = self.next_step(table)
-        grad = self._flat(layout, "gradient", grad, names)
+        grad = checked_block(layout, "gradient", grad, names)
         for share in layout.shares:
             server = self.servers[share.server]
             server.push_dense(table, share.take(grad), step=step, lr=lr, names=names)
@@ -311,7 +314,7 @@ class Client:
     def restore_dense(self, table: str, state: DenseState) -> None:
         """Make a dense table what `export_dense` gave, of any number of servers."""
         layout = self._layout(table)
-        weights = self._flat(layout, "weights", state.weights)
+        weights = checked_block(layout, "weights", state.weights)
         for section in layout.spec.sections:
             name, length = section.name, layout.spec.rule.state_dim(section.size)
             own_state = state.state.get(name)
@@ -333,7 +336,7 @@ class Client:
         by_shard = [server.stats() for server in self.servers]
         merged: dict[str, TableStats | DenseStats] = {}
         for spec in self.plan.sparse:
-            merged[spec.name] = _merged([cast("TableStats", s[spec.name]) for s in by_shard])
+            merged[spec.name] = merged_stats([cast("TableStats", s[spec.name]) for s in by_shard])
         for name, layout in self._layouts.items():
             shares = [cast("DenseStats", by_shard[it.server][name]) for it in layout.shares]
             merged[name] = DenseStats(sum(it.size for it in shares), sum(it.bytes for it in shares))
@@ -366,75 +369,6 @@ class Client:
         known = ", ".join(spec.name for spec in self.plan.sparse) or "none"
         raise TableError(f"no sparse table {table!r}; the plan has: {known}")
 
-    def _stored(self, table: str, keys: ArrayLike, feature: str | None) -> Keys:
-        spec = self._spec(table)
-        ids = np.asarray(keys)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise TableError(
-                f"table {table!r}: keys must be integers [n], got {ids.dtype} {list(ids.shape)}"
-            )
-        if feature is None:
-            if len({it.space for it in spec.features}) > 1:
-                names = ", ".join(it.name for it in spec.features)
-                raise TableError(
-                    f"table {table!r} has several id spaces; say whose ids these are with "
-                    f"feature=, one of: {names}"
-                )
-            feature = spec.features[0].name
-        elif feature not in [it.name for it in spec.features]:
-            raise TableError(
-                f"table {table!r} is not read by feature {feature!r}; it is by: "
-                f"{', '.join(it.name for it in spec.features)}"
-            )
-        wide = ids.astype(np.int64 if ids.dtype.kind == "i" else np.uint64, copy=False)
-        return stored_keys(np.ascontiguousarray(wide).view(np.uint64), spec.feature(feature).space)
-
-    def _values(self, table: str, what: str, values: ArrayLike, shape: tuple[int, int]) -> Floats:
-        accessor = self._spec(table).accessor
-        floats = np.asarray(values)
-        if floats.shape != shape or floats.dtype.kind not in "iuf":
-            raise TableError(
-                f"table {table!r}: {what} must be numbers {list(shape)}, a row a key, got "
-                f"{floats.dtype} {list(floats.shape)}"
-            )
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            floats = np.ascontiguousarray(floats, accessor.numpy_dtype)
-        if not is_finite(floats):
-            raise NonFiniteError(
-                f"table {table!r}: {what} hold NaN or infinity; nothing was changed"
-            )
-        return cast("Floats", floats)
-
-    def _flat(
-        self, layout: Layout, what: str, flat: Floats, names: Collection[str] | None = None
-    ) -> Floats:
-        """A table's block, contiguous; checked here, so that no server has it when another refuses.
-
-        `names` are the parameters whose elements must be finite (None: all).
-        """
-        spec, flat = layout.spec, np.asarray(flat)
-        if flat.dtype != spec.dtype or flat.shape != (spec.size,):
-            raise TableError(
-                f"dense table {spec.name!r}: {what} must be {spec.dtype} [{spec.size}], got "
-                f"{flat.dtype} {list(flat.shape)}"
-            )
-        for name in names or ():
-            if name not in layout.parts:
-                raise TableError(
-                    f"dense table {spec.name!r} has no section {name!r}, it has: "
-                    f"{', '.join(layout.parts)}"
-                )
-        flat = np.ascontiguousarray(flat)
-        if is_finite(flat):
-            return flat
-        for section in spec.sections:
-            if (names is None or section.name in names) and not is_finite(flat[section.span]):
-                raise NonFiniteError(
-                    f"dense table {spec.name!r}: NaN or infinity in the {what} of "
-                    f"{section.name!r}; nothing was applied"
-                )
-        return flat
-
 
 def embedded(plan: Plan, *, num_shards: int = 1, sections: Sections = DEFAULT_SECTIONS) -> Client:
     """A client of servers inside this process, one a shard.
@@ -447,23 +381,3 @@ def embedded(plan: Plan, *, num_shards: int = 1, sections: Sections = DEFAULT_SE
         Server(plan, shard=i, num_shards=num_shards, sections=sections) for i in range(num_shards)
     ]
     return Client(plan, servers, sections=sections)
-
-
-def joined(parts: Sequence[Shrunk]) -> Shrunk:
-    """All shards together."""
-    return Shrunk(sum(it.kept for it in parts), sum(it.deleted for it in parts))
-
-
-def _merged(stats: Sequence[TableStats]) -> TableStats:
-    rows = sum(it.rows for it in stats)
-    index_bytes = sum(it.index_bytes for it in stats)
-    in_use = sum(it.load * it.index_bytes for it in stats)  # an entry is as wide everywhere
-    return TableStats(
-        rows=rows,
-        row_bytes=stats[0].row_bytes,
-        arena_bytes=sum(it.arena_bytes for it in stats),
-        index_bytes=index_bytes,
-        load=in_use / index_bytes,
-        growths=sum(it.growths for it in stats),
-        embedx_rows=sum(it.embedx_rows for it in stats),
-    )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import torch
 
 from downpour.errors import SettingError
-from downpour.half_async import HalfAsyncClient, ReleasedError, Threads
 from downpour.no_grad import uncompiled
 from downpour.plan.program import Compute
+from downpour.remote.half_async import HalfAsyncClient, ReleasedError, Threads
 from downpour.transfer import HOST
 from downpour.worker import StepResult, Worker
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from downpour.features import Batch
-    from downpour.half_async import ThreadClient
     from downpour.lookup import TableKeys
     from downpour.plan.plan import Plan
+    from downpour.remote.half_async import ThreadClient
     from downpour.step import Step
 
 T = TypeVar("T")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from safetensors.torch import load as tensors_of
 
 from downpour import folder as run_folder
 from downpour.cluster_report import ClusterReport, ServerReport, WorkerReport
-from downpour.connecting import connect
 from downpour.deployment import Deployment
 from downpour.engine.processes import (
     STOP_S,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from downpour.engine.cluster import Cluster
-    from downpour.membership import Membership
-    from downpour.remote import RemoteClient
+    from downpour.remote.client import RemoteClient
+    from downpour.remote.membership import Membership
     from downpour.run import Run
     from downpour.stopping import Stopping
 
@@ -117,20 +117,7 @@ class Chief(Trainer):
             self._start_workers(addresses, name)
         else:
             name = "run"
-        client = connect(
-            self.plan,
-            addresses,
-            rank=-1,
-            num_workers=cluster.workers,
-            run=name,
-            with_chief=True,
-            on_worker_loss=cluster.on_worker_loss,
-            deadline_s=cluster.deadline_s,
-            start_s=cluster.start_s,
-            worker_timeout_s=cluster.worker_timeout_s,
-            security=cluster.security,
-            sections=cluster.sections,
-        )
+        client = cluster.connect(self.plan, addresses, rank=-1, run=name, with_chief=True)
         assert client.membership is not None
         client.membership.watch = self._see_children
         self._member: Membership = client.membership
@@ -158,10 +145,11 @@ class Chief(Trainer):
             *security_options(cluster.security),
             *self._worker_options,
         ]
+        threads = max(1, (os.cpu_count() or 1) // cluster.workers)  # of torch, in each
         for rank in range(cluster.workers):
             arguments = ["worker", self._target, "--rank", str(rank), *shared]
             log = self._log(f"worker-{rank}")
-            self._workers.append(Child(f"worker {rank}", arguments, log))
+            self._workers.append(Child(f"worker {rank}", arguments, log, threads))
 
     def _log(self, name: str) -> Path | None:
         if self.folder is None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from downpour.endpoint import Endpoint
 from downpour.errors import SettingError
 from downpour.plan.sections import Sections
+from downpour.remote.connect import connect
+from downpour.remote.endpoint import Endpoint
 from downpour.security import Security
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from downpour.consistency import Consistency
+    from downpour.plan.plan import Plan
+    from downpour.remote.client import RemoteClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,3 +60,30 @@ class Cluster:
             Endpoint(address, i)
         if len({*self.addresses}) < len(self.addresses):
             raise SettingError(f"Cluster.addresses must be different, got {self.addresses}")
+
+    def connect(
+        self,
+        plan: Plan,
+        addresses: Sequence[str],
+        *,
+        rank: int,
+        run: str,
+        with_chief: bool,
+        consistency: Consistency | None = None,
+    ) -> RemoteClient:
+        """Join a run of this cluster as one of its members; see `downpour.connect`."""
+        return connect(
+            plan,
+            addresses,
+            consistency=consistency,
+            rank=rank,
+            num_workers=self.workers,
+            run=run,
+            with_chief=with_chief,
+            on_worker_loss=self.on_worker_loss,
+            deadline_s=self.deadline_s,
+            start_s=self.start_s,
+            worker_timeout_s=self.worker_timeout_s,
+            security=self.security,
+            sections=self.sections,
+        )

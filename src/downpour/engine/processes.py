@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from downpour.errors import ServerError
-from downpour.server_process import LISTENING
+from downpour.serving.process import LISTENING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save as tensor_bytes
 
 from downpour.data.ahead import read_ahead
-from downpour.half_async import HalfAsyncClient
 from downpour.history import FeatureCount
 from downpour.plan.losses import named_losses
+from downpour.remote.half_async import HalfAsyncClient
 from downpour.threaded_worker import ThreadedWorker
 from downpour.train import check_labels
 from downpour.worker import Worker
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from downpour.features import Batch
-    from downpour.membership import Membership
     from downpour.plan.plan import Plan
-    from downpour.remote import RemoteClient
+    from downpour.remote.client import RemoteClient
+    from downpour.remote.membership import Membership
     from downpour.run import Run
     from downpour.worker import StepResult
 

@@ -7,7 +7,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from downpour.connecting import connect
 from downpour.engine.worker_loop import WorkerLoop
 from downpour.errors import RefusedError, WorkerLostError
 from downpour.train import make_plan
@@ -31,20 +30,13 @@ def run_worker(
         threading.Thread(target=_follow_parent, daemon=True).start()
     plan = make_plan(run)
     warm(plan)
-    client = connect(
+    client = cluster.connect(
         plan,
         cluster.addresses,
-        consistency=run.consistency,
         rank=rank,
-        num_workers=cluster.workers,
         run=name,
         with_chief=with_chief,
-        on_worker_loss=cluster.on_worker_loss,
-        deadline_s=cluster.deadline_s,
-        start_s=cluster.start_s,
-        worker_timeout_s=cluster.worker_timeout_s,
-        security=cluster.security,
-        sections=cluster.sections,
+        consistency=run.consistency,
     )
     try:
         WorkerLoop(run, plan, client).train()

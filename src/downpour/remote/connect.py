@@ -6,19 +6,19 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from downpour.async_client import AsyncClient
 from downpour.consistency import Async, Geo, HalfAsync, Sync
 from downpour.deployment import Deployment
-from downpour.endpoint import Endpoint
 from downpour.errors import ServerLostError, SettingError
-from downpour.geo_client import GeoClient, require_geo
-from downpour.half_async import HalfAsyncClient
-from downpour.membership import Membership
 from downpour.plan.sections import DEFAULT_SECTIONS
-from downpour.remote import RemoteClient
-from downpour.remote_server import RemoteServer
+from downpour.remote.asynchronous import AsyncClient
+from downpour.remote.client import RemoteClient
+from downpour.remote.endpoint import Endpoint
+from downpour.remote.geo import GeoClient, require_geo
+from downpour.remote.half_async import HalfAsyncClient
+from downpour.remote.membership import Membership
+from downpour.remote.server import RemoteServer
+from downpour.remote.sync import SyncClient
 from downpour.security import Security
-from downpour.sync_client import SyncClient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

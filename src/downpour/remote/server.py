@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from downpour.endpoint import RETRY_S
 from downpour.errors import ServerLostError, ServerTimeoutError
-from downpour.link import Link
+from downpour.remote.endpoint import RETRY_S
+from downpour.remote.link import Link
 from downpour.row_batches import read_rows, row_batches, rows_schema
 from downpour.tables import TableStats
 from downpour.transport import DenseState, DenseStats, Shrunk
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from downpour.deployment import Deployment
-    from downpour.endpoint import Endpoint
-    from downpour.link import Ticket
+    from downpour.remote.endpoint import Endpoint
+    from downpour.remote.link import Ticket
     from downpour.transport import Floats, Keys, SparseState
     from downpour.wire import Message
 

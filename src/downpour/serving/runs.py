@@ -7,7 +7,7 @@ import threading
 from typing import get_args
 
 from downpour.errors import DownpourError, RefusedError
-from downpour.members import Members, OnLoss
+from downpour.serving.members import Members, OnLoss
 
 MAX_WORKERS = 1 << 16
 

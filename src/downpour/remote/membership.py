@@ -7,13 +7,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from downpour.endpoint import RETRY_S
 from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
+from downpour.remote.endpoint import RETRY_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from downpour.remote_server import RemoteServer
+    from downpour.remote.server import RemoteServer
 
 POLL_S = 5.0  # how long one question at a meeting may wait
 

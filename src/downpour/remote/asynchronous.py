@@ -6,16 +6,16 @@ import threading
 from typing import TYPE_CHECKING
 
 from downpour.errors import DownpourError
-from downpour.remote import RemoteClient, RemoteKeys
+from downpour.remote.client import RemoteClient, RemoteKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Sequence
 
     from downpour.client import Located
     from downpour.deployment import Deployment
-    from downpour.link import Ticket
-    from downpour.membership import Membership
-    from downpour.remote_server import RemoteServer
+    from downpour.remote.link import Ticket
+    from downpour.remote.membership import Membership
+    from downpour.remote.server import RemoteServer
     from downpour.transport import Floats
 
 

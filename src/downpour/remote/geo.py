@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downpour.accessor import CtrAccessor
-from downpour.changes import part_rows, unpacked
 from downpour.client import Client, Located
-from downpour.copies import BlockCopy, RowsCopy
 from downpour.errors import DownpourError, SettingError, TableError
-from downpour.remote import RemoteClient, RemoteKeys
+from downpour.remote.client import RemoteClient, RemoteKeys
+from downpour.remote.copies import BlockCopy, RowsCopy
 from downpour.server import Server
+from downpour.serving.changes import part_rows, unpacked
 from downpour.tables import SparseTable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from downpour.deployment import Deployment
-    from downpour.link import Ticket
-    from downpour.membership import Membership
     from downpour.plan.plan import Plan
-    from downpour.remote_server import RemoteServer
+    from downpour.remote.link import Ticket
+    from downpour.remote.membership import Membership
+    from downpour.remote.server import RemoteServer
     from downpour.transport import Floats, Keys
 
 ELSE = "take Sync, Async or HalfAsync"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,31 +9,31 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from downpour.busy import Busy
 from downpour.errors import RefusedError, SettingError, TableError
-from downpour.fields import flag, number, text, whole
-from downpour.members import CHIEF
 from downpour.row_batches import check_columns, read_rows, row_batches, rows_schema
-from downpour.runs import Runs
 from downpour.security import Security, require_safe
-from downpour.shard_files import load_shard, read_manifest, save_shard, shard_folder
+from downpour.serving.busy import Busy
+from downpour.serving.fields import flag, number, text, whole
+from downpour.serving.flight_stream import FlightStream
+from downpour.serving.members import CHIEF
+from downpour.serving.refusals import LOG, LoggedOnce, TokenCheck
+from downpour.serving.runs import Runs
+from downpour.serving.shard_files import load_shard, read_manifest, save_shard, shard_folder
 from downpour.tables import dedup
-from downpour.wire import SCHEMA, error_header, header_bytes, header_of, message_of, pack, parsed
+from downpour.wire import SCHEMA, error_header, header_bytes, pack, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import NoReturn
 
-    from downpour.hosted import Hosted
     from downpour.plan.specs import SparseTableSpec
-    from downpour.service import Service
+    from downpour.serving.hosted import Hosted
+    from downpour.serving.service import Service
 
-LOG = logging.getLogger("downpour.server")
 READ, WRITE = b"read", b"write"
 MAX_ACTION_BYTES = 64 << 20
 ANY_TEXT = "surrogatepass"  # JSON has texts that are no UTF-8
-MAX_CLIENT = 256  # characters of a client's identity, which is kept for good
 MAX_ERROR = 1000  # characters of an error that ends a call
 TICK_S = 0.25
 ANSWER_S = 5.0  # how long a server that is to stop waits for the requests in progress
@@ -74,14 +72,14 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             tls |= {"verify_client": True, "root_certificates": security.authority.read_bytes()}
         scheme = "grpc+tls" if security.serves_tls else "grpc+tcp"
         token = security.token
-        middleware = {} if token is None else {"token": _TokenCheck(token, self.refused)}
+        middleware = {} if token is None else {"token": TokenCheck(token, self.refused)}
         self.service, self.host = service, host
         self.max_message_bytes = max_message_bytes
         self.save_root = None if save_root is None else save_root.resolve()
         self.runs = Runs()
         self.stopped = threading.Event()
         self.bytes_sent = self.bytes_received = 0
-        self._refusals = _LoggedOnce()
+        self._refusals = LoggedOnce()
         self._busy = Busy()
         name = f"[{host}]" if ":" in host else host
         try:
@@ -125,7 +123,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         if descriptor.command not in (READ, WRITE):
             self._refuse(context, RefusedError("a stream is of reads or of writes, say which"))
         writer.begin(SCHEMA)
-        stream = _Stream(self, context.peer(), descriptor.command == WRITE)
+        stream = FlightStream(self, context.peer(), descriptor.command == WRITE)
         while not self.stopped.is_set():
             try:
                 chunk = reader.read_chunk()
@@ -329,101 +327,13 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         while not self.stopped.wait(TICK_S):
             try:
                 self.runs.check()
-            except Exception:
+            except Exception:  # noqa: BLE001 (members that are lost must be found whatever it was)
                 LOG.exception("event=failed at=members")  # and look again
 
     def refused(self, peer: str, error: BaseException) -> None:
         """Count and log a request that was refused; each kind from a peer once."""
         self.service.note_refusal()
         self._refusals.log(peer, error)
-
-
-class _Stream:
-    """The state of one exchange: who the client is, once it has said so."""
-
-    def __init__(self, server: FlightServer, peer: str, is_write: bool) -> None:
-        self._server, self._peer, self._is_write = server, peer, is_write
-        self._client: str | None = None
-
-    def answer(self, chunk: Any) -> tuple[dict[str, Any], Any, bool]:
-        """Header and values of the answer to a chunk, and whether the stream ends with it."""
-        number: Any = None
-        try:
-            asked = header_of(chunk)
-            number = asked.get("n")
-            message = message_of(chunk, asked, self._server.max_message_bytes)
-            self._server.bytes_received += message.keys.nbytes + message.values.nbytes
-            header, values = self._handle(message)
-        except Exception as error:  # noqa: BLE001 (raised, it would end the stream untyped)
-            self._server.refused(self._peer, error)
-            is_over = number is None or self._client is None
-            return {**error_header(error), "n": number}, None, is_over
-        return {**header, "n": number}, values, False
-
-    def _handle(self, message: Any) -> tuple[dict[str, Any], Any]:
-        service = self._server.service
-        if self._client is None:
-            return self._hello(message.header), None
-        service.require_same(message.header.get("incarnation") or 0)
-        if self._is_write:
-            return service.write(message, service.sessions.of(self._client), self), None
-        return service.read(message, self._client)
-
-    def _hello(self, header: dict[str, Any]) -> dict[str, Any]:
-        client = text(header, "client", most=MAX_CLIENT)
-        service = self._server.service
-        answer = service.greeting()
-        if self._is_write:
-            connection = whole(header, "connection", default=0)
-            answer["last"] = service.sessions.of(client).take_over(self, connection)
-        self._client = client
-        return answer
-
-
-class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
-    """Refuses calls without the token, whatever they call."""
-
-    def __init__(self, token: str, refused: Callable[[str, Exception], None]) -> None:
-        self._expected, self._refused = f"Bearer {token}".encode(), refused
-
-    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
-        """See ServerMiddlewareFactory."""
-        given = [
-            value
-            for name, all_ in headers.items()
-            if name.lower() == "authorization"
-            for value in all_
-        ]
-        sent: object = given[0] if len(given) == 1 else ""
-        data = sent if isinstance(sent, bytes) else str(sent).encode()
-        if not hmac.compare_digest(data, self._expected):
-            error = fl.FlightUnauthenticatedError("wrong or no token")
-            self._refused("unknown", error)  # who calls is not known yet
-            raise error
-
-
-class _LoggedOnce:
-    """Logs the first refusal of a kind from a host, and then as their number doubles."""
-
-    def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], int] = {}
-        self._lock = threading.Lock()
-
-    def log(self, peer: str, error: BaseException) -> None:
-        """Note one."""
-        host, kind = peer.rpartition(":")[0], type(error).__name__
-        with self._lock:
-            if len(self._counts) > 1000:
-                self._counts.clear()
-            count = self._counts[host, kind] = self._counts.get((host, kind), 0) + 1
-        if count & (count - 1) == 0:
-            LOG.warning(
-                "event=refused peer=%s error=%s count=%d message=%r",
-                peer,
-                kind,
-                count,
-                str(error)[:300],
-            )
 
 
 def _who(request: dict[str, Any]) -> tuple[int, int]:

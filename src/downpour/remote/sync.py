@@ -6,16 +6,17 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from downpour.errors import TableError
-from downpour.remote import RemoteClient
+from downpour.given import checked_block
+from downpour.remote.client import RemoteClient
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from downpour.client import Located
     from downpour.deployment import Deployment
-    from downpour.link import Ticket
-    from downpour.membership import Membership
-    from downpour.remote_server import RemoteServer
+    from downpour.remote.link import Ticket
+    from downpour.remote.membership import Membership
+    from downpour.remote.server import RemoteServer
     from downpour.transport import Floats
 
 
@@ -61,7 +62,7 @@ class SyncClient(RemoteClient):
     ) -> None:
         """Stage gradients for the step under way."""
         layout = self._layout(table)
-        grad = self._flat(layout, "gradient", grad, names)
+        grad = checked_block(layout, "gradient", grad, names)
         self._tables.add(table)
         header = {"table": table, "names": sorted(names), **self._stage(is_mean)}
         self._staged += [

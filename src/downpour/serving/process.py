@@ -10,8 +10,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, BinaryIO
 
-from downpour.flight_server import FlightServer, serve
-from downpour.service import Service
+from downpour.serving.flight_server import FlightServer, serve
+from downpour.serving.service import Service
 
 if TYPE_CHECKING:
     from pathlib import Path

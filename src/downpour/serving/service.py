@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from downpour.changes import packed
 from downpour.deployment import Deployment
 from downpour.errors import RefusedError, ServerLostError, ServerTimeoutError, TableError
-from downpour.fields import (
+from downpour.metrics.latency import Latency
+from downpour.serving.changes import packed
+from downpour.serving.fields import (
     commit_of,
     flag,
     number,
@@ -25,9 +26,8 @@ from downpour.fields import (
     texts,
     whole,
 )
-from downpour.hosted import Hosted
-from downpour.metrics.latency import Latency
-from downpour.sessions import Sessions
+from downpour.serving.hosted import Hosted
+from downpour.serving.sessions import Sessions
 from downpour.tables import TableStats
 from downpour.warm import warm
 from downpour.wire import VERSION, Message
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downpour.sessions import Session
+    from downpour.serving.sessions import Session
 
     Answer = tuple[dict[str, Any], NDArray[Any] | None]
 

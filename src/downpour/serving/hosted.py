@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downpour.changes import Changes
 from downpour.errors import RefusedError, TableError
 from downpour.server import Server
-from downpour.staging import Staging
+from downpour.serving.changes import Changes
+from downpour.serving.staging import Staging
 from downpour.tables import shard_of
 
 if TYPE_CHECKING:

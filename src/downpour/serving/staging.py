@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from downpour.errors import SettingError, TableError
-from downpour.merging import (
+from downpour.serving.merging import (
     BlockPush,
     Push,
     RowPush,

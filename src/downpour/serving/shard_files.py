@@ -6,33 +6,26 @@ when all of it is on the disk, so that a crash leaves nothing half under the nam
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
+from downpour.disk import fingerprint, read_rows_file, sync, write_rows
 from downpour.errors import RefusedError, SavedRunError
-from downpour.row_batches import read_rows, row_batches, rows_schema
 from downpour.transport import DenseState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from downpour.hosted import Hosted
-    from downpour.plan.specs import SparseTableSpec
     from downpour.server import Server
-    from downpour.transport import SparseState
+    from downpour.serving.hosted import Hosted
 
 FORMAT = 1
 MANIFEST, DENSE = "manifest.json", "dense.safetensors"
@@ -79,7 +72,7 @@ def save_shard(folder: Path, hosted: Hosted, incarnation: int) -> None:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     for path in (folder.parent, root):
-        _sync(path)
+        sync(path)
 
 
 def read_manifest(folder: Path, hosted: Hosted) -> dict[str, Any]:
@@ -127,11 +120,11 @@ def load_shard(folder: Path, hosted: Hosted) -> Server:
     """
     manifest = read_manifest(folder, hosted)
     for name, written in manifest["files"].items():
-        if _fingerprint(folder / name) != written:
+        if fingerprint(folder / name) != written:
             raise SavedRunError(f"{folder / name} was damaged: it has another sha256 than written")
     server = hosted.new_server()
     for spec in hosted.deployment.plan.sparse:
-        state = _read_rows(folder, manifest["sparse"][spec.name], spec)
+        state = read_rows_file(folder, spec, manifest["sparse"][spec.name])
         hosted.check_own(state.keys)
         server.restore(spec.name, state)
     tensors = load_file(folder / DENSE)
@@ -147,7 +140,10 @@ def load_shard(folder: Path, hosted: Hosted) -> Server:
 def _write(data: Path, hosted: Hosted, incarnation: int) -> None:
     """All files of a shard, the manifest last; they are on the disk when this returns."""
     deployment = hosted.deployment
-    sparse = {spec.name: _write_rows(data, spec, hosted) for spec in deployment.plan.sparse}
+    sparse = {
+        spec.name: write_rows(data, spec, hosted.export(spec.name))
+        for spec in deployment.plan.sparse
+    }
     dense = _write_dense(data / DENSE, hosted)
     manifest = {
         "format": FORMAT,
@@ -161,20 +157,11 @@ def _write(data: Path, hosted: Hosted, incarnation: int) -> None:
         },
         "sparse": sparse,
         "dense": dense,
-        "files": {path.name: _fingerprint(path) for path in sorted(data.iterdir())},
+        "files": {path.name: fingerprint(path) for path in sorted(data.iterdir())},
     }
     (data / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     for path in (*data.iterdir(), data):
-        _sync(path)
-
-
-def _write_rows(data: Path, spec: SparseTableSpec, hosted: Hosted) -> dict[str, Any]:
-    rows = hosted.export(spec.name)
-    file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', spec.name)}.{spec.id}.parquet"
-    with parquet.ParquetWriter(data / file, rows_schema(spec)) as writer:
-        for batch in row_batches(spec, rows):
-            writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(None))
-    return {"file": file, "rows": len(rows.keys), "step": rows.step, "log_decay": rows.log_decay}
+        sync(path)
 
 
 def _write_dense(path: Path, hosted: Hosted) -> dict[str, Any]:
@@ -191,15 +178,6 @@ def _write_dense(path: Path, hosted: Hosted) -> dict[str, Any]:
         facts[name] = {"step": own.step, "updates": dict(own.updates)}
     save_file(tensors, path)
     return facts
-
-
-def _read_rows(folder: Path, saved: Mapping[str, Any], spec: SparseTableSpec) -> SparseState:
-    table = parquet.read_table(folder / saved["file"])
-    if table.num_rows != saved["rows"]:
-        raise SavedRunError(
-            f"{folder / saved['file']} has {table.num_rows} rows, its manifest says {saved['rows']}"
-        )
-    return read_rows(spec, table, step=saved["step"], log_decay=saved["log_decay"])
 
 
 def _require_free(folder: Path) -> None:
@@ -234,18 +212,3 @@ def _shards(folder: Path) -> list[tuple[int, int]]:
         return []
     found = [SHARD.fullmatch(path.name) for path in folder.iterdir()]
     return sorted((int(match[1]), int(match[2])) for match in found if match)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from downpour.client import Client
-from downpour.merging import (
+from downpour.remote.client import RemoteClient
+from downpour.serving.merging import (
     Push,
     RowPush,
     Weighed,
@@ -16,17 +17,16 @@ from downpour.merging import (
     merge_blocks,
     merge_rows,
 )
-from downpour.remote import RemoteClient
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from downpour.client import Located
     from downpour.deployment import Deployment
-    from downpour.link import Ticket
-    from downpour.membership import Membership
-    from downpour.merging import BlockPush
-    from downpour.remote_server import RemoteServer
+    from downpour.remote.link import Ticket
+    from downpour.remote.membership import Membership
+    from downpour.remote.server import RemoteServer
+    from downpour.serving.merging import BlockPush
     from downpour.tables import Section
     from downpour.transport import Floats, Keys
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from downpour.errors import NonFiniteError, RefusedError, TableError
-from downpour.staging import Commit
+from downpour.serving.staging import Commit
 from downpour.transport import DenseState
 
 if TYPE_CHECKING:

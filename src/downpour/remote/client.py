@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from downpour.client import Client, Located, joined
+from downpour.client import Client, Located
 from downpour.errors import RefusedError, SettingError, WorkerLostError
+from downpour.given import checked_block
+from downpour.merged import merged_shrunk
 from downpour.metrics.latency import Latency
-from downpour.remote_server import CLOSE_S, shrunk_of
+from downpour.remote.server import CLOSE_S, shrunk_of
 from downpour.tables import partition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from downpour.deployment import Deployment
-    from downpour.link import Ticket
-    from downpour.membership import Membership
-    from downpour.remote_server import RemoteServer
+    from downpour.remote.link import Ticket
+    from downpour.remote.membership import Membership
+    from downpour.remote.server import RemoteServer
     from downpour.transport import Floats, Keys, Shrunk, Transport
 
 WATCH_S = 0.1  # seconds between two looks for requests that have waited too long
@@ -241,7 +243,7 @@ class RemoteClient(Client):
         self, table: str, grad: Floats, names: Collection[str], step: int = 0
     ) -> list[Ticket]:
         layout = self._layout(table)
-        grad = self._flat(layout, "gradient", grad, names)
+        grad = checked_block(layout, "gradient", grad, names)
         lr = list(self._take_step(table))
         header = {"table": table, "lr": lr, "names": sorted(names), "s": step}
         until = self._until()
@@ -289,7 +291,7 @@ class RemoteClient(Client):
         """
         name = self._spec(table).name
         tickets = [server.begin_rebuild("shrink", name) for server in self.remote]
-        return joined([shrunk_of(ticket.result()) for ticket in tickets])
+        return merged_shrunk([shrunk_of(ticket.result()) for ticket in tickets])
 
     def save(self, name: str) -> list[str]:
         """Let each server write its shard under its `--save-root`; the folders, as each has them.

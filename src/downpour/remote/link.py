@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from downpour.endpoint import RETRY_S
 from downpour.errors import DownpourError, RefusedError, ServerLostError, ServerTimeoutError
 from downpour.metrics.latency import Latency
+from downpour.remote.endpoint import RETRY_S
 from downpour.wire import SCHEMA, error_of, header_bytes, pack, unpack
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downpour.endpoint import Endpoint
+    from downpour.remote.endpoint import Endpoint
     from downpour.wire import Message
 
 MAX_ANSWER_BYTES = 1 << 40  # the server has bounded what was asked

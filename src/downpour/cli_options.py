@@ -1,0 +1,135 @@
+"""Options that several commands have alike, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from downpour.engine.cluster import Cluster
+    from downpour.run import Run
+    from downpour.security import Security
+
+
+def secured(command: Any) -> Any:
+    """The options of a connection's security, of both its ends."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    for option in (
+        click.option("--tls-authority", type=path, help="Certificates that sign the other end's."),
+        click.option("--tls-key", type=path, help="The key of --tls-certificate."),
+        click.option("--tls-certificate", type=path, help="This end's own, a PEM file."),
+        click.option("--token-file", type=path, help="The file of the token that all must bring."),
+    ):
+        command = option(command)
+    return command
+
+
+def patient(command: Any) -> Any:
+    """The options of how long a run with servers waits, and what for."""
+    for option in (
+        click.option(
+            "--placement",
+            type=click.Choice(["round_robin", "hash"]),
+            default="round_robin",
+            show_default=True,
+            help="Of the parts of dense tables on servers.",
+        ),
+        click.option(
+            "--min-section",
+            type=int,
+            default=8192,
+            show_default=True,
+            help="Elements below which a parameter is not split over servers.",
+        ),
+        click.option(
+            "--start", type=float, default=180.0, show_default=True, help="Seconds for all to come."
+        ),
+        click.option(
+            "--worker-timeout",
+            type=float,
+            default=10.0,
+            show_default=True,
+            help="Seconds of silence after which a worker is lost.",
+        ),
+        click.option(
+            "--deadline", type=float, default=30.0, show_default=True, help="Seconds a request."
+        ),
+        click.option(
+            "--on-worker-loss",
+            type=click.Choice(["stop", "continue"]),
+            default="stop",
+            show_default=True,
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def changed(command: Any) -> Any:
+    """The options that change a run; a worker must be given those of its chief."""
+    for option in (
+        click.option(
+            "--consistency",
+            type=click.Choice(["sync", "async", "half-async", "geo"]),
+            help="Instead of the run's own, with its defaults.",
+        ),
+        click.option("--seed", type=int, help="Instead of the run's own."),
+        click.option("--epochs", type=int, help="Instead of the run's own number."),
+    ):
+        command = option(command)
+    return command
+
+
+def changed_run(target: str, epochs: int | None, seed: int | None, consistency: str | None) -> Run:
+    """The run of a target, with what the command line changes in it."""
+    from dataclasses import replace
+
+    from downpour.consistency import BY_NAME
+    from downpour.target import load_run
+
+    run = load_run(target)
+    given: dict[str, Any] = {"epochs": epochs, "seed": seed}
+    if consistency is not None and not isinstance(run.consistency, BY_NAME[consistency]):
+        given["consistency"] = BY_NAME[consistency]()
+    return replace(run, **{k: v for k, v in given.items() if v is not None})
+
+
+def change_options(epochs: int | None, seed: int | None, consistency: str | None) -> list[str]:
+    """The options of `changed_run`, for the command line of a worker."""
+    given = {"--epochs": epochs, "--seed": seed, "--consistency": consistency}
+    return [str(part) for name, v in given.items() if v is not None for part in (name, v)]
+
+
+def cluster_of(settings: dict[str, Any], **more: Any) -> Cluster:
+    """What `patient` and `secured` options say."""
+    from downpour.engine.cluster import Cluster
+    from downpour.plan.sections import Sections
+
+    return Cluster(
+        on_worker_loss=settings["on_worker_loss"],
+        deadline_s=settings["deadline"],
+        worker_timeout_s=settings["worker_timeout"],
+        start_s=settings["start"],
+        sections=Sections(min_size=settings["min_section"], placement=settings["placement"]),
+        security=security_of(settings),
+        **more,
+    )
+
+
+def security_of(settings: dict[str, Any]) -> Security:
+    """What `secured` options say."""
+    from downpour.security import Security
+
+    return Security.of_files(
+        token_file=settings["token_file"],
+        certificate=settings["tls_certificate"],
+        key=settings["tls_key"],
+        authority=settings["tls_authority"],
+    )
+
+
+def split_addresses(addresses: str | None) -> tuple[str, ...]:
+    """HOST:PORT,... one by one."""
+    return tuple(part.strip() for part in addresses.split(",")) if addresses else ()

@@ -1,0 +1,98 @@
+"""Ids, rows and blocks that a client is given, checked before any server sees them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from downpour.errors import NonFiniteError, TableError
+from downpour.lookup import stored_keys
+from downpour.tables.batches import is_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import ArrayLike
+
+    from downpour.plan.sections import Layout
+    from downpour.plan.specs import SparseTableSpec
+    from downpour.transport import Floats, Keys
+
+
+def stored_ids(spec: SparseTableSpec, keys: ArrayLike, feature: str | None) -> Keys:
+    """The stored keys of raw ids [n] of a feature, which a table of one id space need not name.
+
+    Raises TableError for what are no integers [n], or of no feature of the table.
+    """
+    table, ids = spec.name, np.asarray(keys)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TableError(
+            f"table {table!r}: keys must be integers [n], got {ids.dtype} {list(ids.shape)}"
+        )
+    if feature is None:
+        if len({it.space for it in spec.features}) > 1:
+            names = ", ".join(it.name for it in spec.features)
+            raise TableError(
+                f"table {table!r} has several id spaces; say whose ids these are with "
+                f"feature=, one of: {names}"
+            )
+        feature = spec.features[0].name
+    elif feature not in [it.name for it in spec.features]:
+        raise TableError(
+            f"table {table!r} is not read by feature {feature!r}; it is by: "
+            f"{', '.join(it.name for it in spec.features)}"
+        )
+    wide = ids.astype(np.int64 if ids.dtype.kind == "i" else np.uint64, copy=False)
+    return stored_keys(np.ascontiguousarray(wide).view(np.uint64), spec.feature(feature).space)
+
+
+def checked_rows(
+    spec: SparseTableSpec, what: str, values: ArrayLike, shape: tuple[int, int]
+) -> Floats:
+    """A row a key, [n, width], in the table's dtype. Raises TableError or NonFiniteError."""
+    floats = np.asarray(values)
+    if floats.shape != shape or floats.dtype.kind not in "iuf":
+        raise TableError(
+            f"table {spec.name!r}: {what} must be numbers {list(shape)}, a row a key, got "
+            f"{floats.dtype} {list(floats.shape)}"
+        )
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        floats = np.ascontiguousarray(floats, spec.accessor.numpy_dtype)
+    if not is_finite(floats):
+        raise NonFiniteError(
+            f"table {spec.name!r}: {what} hold NaN or infinity; nothing was changed"
+        )
+    return cast("Floats", floats)
+
+
+def checked_block(
+    layout: Layout, what: str, flat: Floats, names: Collection[str] | None = None
+) -> Floats:
+    """A dense table's block, contiguous; refused here, so that no server has what another refuses.
+
+    `names` are the parameters whose elements must be finite (None: all). Raises TableError or
+    NonFiniteError.
+    """
+    spec, flat = layout.spec, np.asarray(flat)
+    if flat.dtype != spec.dtype or flat.shape != (spec.size,):
+        raise TableError(
+            f"dense table {spec.name!r}: {what} must be {spec.dtype} [{spec.size}], got "
+            f"{flat.dtype} {list(flat.shape)}"
+        )
+    for name in names or ():
+        if name not in layout.parts:
+            raise TableError(
+                f"dense table {spec.name!r} has no section {name!r}, it has: "
+                f"{', '.join(layout.parts)}"
+            )
+    flat = np.ascontiguousarray(flat)
+    if is_finite(flat):
+        return flat
+    for section in spec.sections:
+        if (names is None or section.name in names) and not is_finite(flat[section.span]):
+            raise NonFiniteError(
+                f"dense table {spec.name!r}: NaN or infinity in the {what} of "
+                f"{section.name!r}; nothing was applied"
+            )
+    return flat

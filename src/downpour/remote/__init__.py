@@ -1,0 +1,1 @@
+"""Clients of servers in other processes, one for each consistency."""

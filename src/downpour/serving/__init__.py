@@ -1,0 +1,1 @@
+"""A server process: the tables of one shard, behind checks and Arrow Flight."""
