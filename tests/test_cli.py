@@ -71,6 +71,26 @@ def test_compiling_is_told_of_when_it_happens(
     assert ("compiles its kernels" in text) == is_cold
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--servers", 0), "Cluster.servers must be an int >= 1, got 0"),
+        (("--servers", 1, "--workers", 0), "Cluster.workers must be an int >= 1, got 0"),
+        (("--workers", 2), "--workers and --metrics-port need --servers or --connect"),
+        (("--metrics-port", 0), "--workers and --metrics-port need --servers or --connect"),
+        (("--servers", 1, "--connect", "localhost:1"), "--servers starts servers, --connect names"),
+        (("--connect", "here"), "must be HOST:PORT"),
+    ],
+)
+def test_train_refuses_clusters_that_cannot_be(
+    options: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    result = call("train", TARGET, "--out", tmp_path / "run", *options)
+    assert result.exit_code != 0
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_takes_seed_and_epochs(tmp_path: Path) -> None:
     ok("train", TARGET, "--out", tmp_path / "run", "--epochs", 3, "--seed", 5)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -126,6 +126,8 @@ def train(
         from downpour.folder import default_folder
         from downpour.train import Trainer, is_compiled
 
+        if servers is not None and addresses is not None:
+            raise click.UsageError("--servers starts servers, --connect names some; give one")
         run = changed_run(target, epochs, seed, consistency)
         folder = out or default_folder(target)
         if not (quiet or is_compiled()):
@@ -143,7 +145,7 @@ def train(
                 folder,
                 cluster=cluster_of(
                     settings,
-                    servers=servers or 1,
+                    servers=1 if servers is None else servers,
                     workers=1 if workers is None else workers,
                     addresses=split_addresses(addresses),
                     starts_workers=addresses is None,
