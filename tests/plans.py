@@ -147,8 +147,10 @@ def dense_rules() -> st.SearchStrategy[Any]:
     betas = st.tuples(SHARES, SHARES)
     return st.one_of(
         rule(dp.SGD, True),
+        rule(dp.Momentum, True, momentum=SHARES),
         rule(dp.Adagrad, True, eps=PLAIN, lr_decay=PLAIN, initial_accumulator_value=PLAIN),
         rule(dp.Adam, True, betas=betas, eps=PLAIN),
+        rule(dp.UncorrectedAdam, True, betas=betas, tau=RATES),
         rule(dp.Ftrl, False, l1=PLAIN, l2=PLAIN, beta=PLAIN),
         rule(dp.AdamD2Sum, True, ada_decay=st.floats(0.1, 0.9999), mom_decay=SHARES, eps=RATES),
         st.builds(Summary, st.floats(0.01, 1.0)),
@@ -159,12 +161,14 @@ def sparse_rules(decays: bool) -> st.SearchStrategy[Any]:
     betas = st.tuples(SHARES, SHARES)
     return st.one_of(
         rule(dp.SGD, decays),
+        rule(dp.Momentum, decays, momentum=SHARES),
         rule(dp.Adagrad, decays, eps=PLAIN),
         rule(dp.RowwiseAdagrad, decays, initial_accumulator_value=PLAIN),
         rule(dp.G2SumAdagrad, decays, initial_g2sum=RATES, per_element=st.booleans()),
         rule(dp.Adam, decays, betas=betas, eps=PLAIN),
         rule(dp.RowAdam, decays, betas=betas, eps=PLAIN),
         rule(dp.SharedAdam, decays, betas=betas, eps=PLAIN),
+        rule(dp.UncorrectedAdam, decays, betas=betas, tau=RATES),
         rule(dp.Ftrl, False, l1=PLAIN, l2=PLAIN, beta=PLAIN),
     )
 

@@ -46,6 +46,12 @@ def train(rule: Any, seed: int) -> DenseTable:
 TORCH_TWINS: dict[str, Any] = {
     "sgd": (rules.SGD(0.1), torch.optim.SGD, {}),
     "sgd decay": (rules.SGD(0.1, weight_decay=0.3), torch.optim.SGD, {"weight_decay": 0.3}),
+    "momentum": (rules.Momentum(0.1, momentum=0.8), torch.optim.SGD, {"momentum": 0.8}),
+    "momentum l2": (
+        rules.Momentum(0.01, batch_l2=0.3),
+        torch.optim.SGD,
+        {"momentum": 0.9, "weight_decay": 0.3},
+    ),
     "adagrad": (
         rules.Adagrad(0.1, lr_decay=0.02, eps=1e-6),
         torch.optim.Adagrad,

@@ -114,7 +114,8 @@ def formula_rows(rule: Any, step_of: Any) -> np.ndarray:
 # The formulas as their sources have them. g2sum, per element, row and shared Adam: the Sparse- and
 # StdAdaGradSGDRule, Sparse- and SparseSharedAdamSGDRule of Paddle at scale 1
 # (paddle/fluid/distributed/ps/table/sparse_sgd_rule.cc, 0610216b). Row-wise Adagrad: fbgemm_gpu's
-# EXACT_ROWWISE_ADAGRAD. FTRL-proximal: McMahan et al. 2013, algorithm 1.
+# EXACT_ROWWISE_ADAGRAD. FTRL-proximal: McMahan et al. 2013, algorithm 1. Uncorrected Adam: Reddi et
+# al. 2021, algorithm 2, where Delta is minus the gradient.
 
 
 def g2sum_step(w: np.ndarray, s: dict[str, Any], g: np.ndarray) -> Any:
@@ -163,6 +164,18 @@ def ftrl_step(w: np.ndarray, s: dict[str, Any], g: np.ndarray) -> Any:
     return np.where(np.abs(z) <= l1, 0.0, moved)
 
 
+def momentum_step(w: np.ndarray, s: dict[str, Any], g: np.ndarray) -> Any:
+    s["v"] = 0.8 * s.get("v", 0.0) + g
+    return w - 0.1 * s["v"]
+
+
+def uncorrected_adam_step(w: np.ndarray, s: dict[str, Any], g: np.ndarray) -> Any:
+    b1, b2, tau = 0.9, 0.99, 0.01
+    s["m"] = b1 * s.get("m", 0.0) + (1 - b1) * g
+    s["v"] = b2 * s.get("v", tau**2) + (1 - b2) * g**2
+    return w - 0.05 * s["m"] / (np.sqrt(s["v"]) + tau)
+
+
 FORMULAS: dict[str, Any] = {
     "g2sum": (rules.G2SumAdagrad(), g2sum_step),
     "g2sum per element": (rules.G2SumAdagrad(per_element=True), g2sum_element_step),
@@ -170,6 +183,8 @@ FORMULAS: dict[str, Any] = {
     "row adam": (rules.RowAdam(0.01), row_adam_step),
     "shared adam": (rules.SharedAdam(0.01), shared_adam_step),
     "ftrl": (rules.Ftrl(0.1, l1=0.3, l2=0.1), ftrl_step),
+    "momentum": (rules.Momentum(0.1, momentum=0.8), momentum_step),
+    "uncorrected adam": (rules.UncorrectedAdam(0.05, tau=0.01), uncorrected_adam_step),
 }
 
 
@@ -192,6 +207,8 @@ DECAYING: dict[str, Any] = {
     "row-wise": rules.RowwiseAdagrad(0.1, weight_decay=0.2, schedule=SCHEDULE),
     "adam": rules.Adam(0.01, weight_decay=2.0, schedule=SCHEDULE),
     "row adam": rules.RowAdam(0.01, weight_decay=2.0, schedule=SCHEDULE),
+    "momentum": rules.Momentum(0.1, weight_decay=0.2, schedule=SCHEDULE),
+    "uncorrected adam": rules.UncorrectedAdam(0.01, weight_decay=2.0, schedule=SCHEDULE),
 }
 
 

@@ -59,6 +59,15 @@ BY_HAND: dict[str, Any] = {
         [(-0.5 - FTRL_Z[0]) / (10 + 10 * ROOT_N[0]), (0.5 - FTRL_Z[1]) / (10 + 10 * ROOT_N[1])],
         [*FTRL_Z, 0.45, 0.8],
     ),
+    "momentum": (rules.Momentum(0.1, momentum=0.5), [1 - 0.06 - 0.06, -2 + 0.08], [0.6, 0.0]),
+    "uncorrected adam": (
+        rules.UncorrectedAdam(0.1, betas=(0.5, 0.75), tau=0.5),
+        [
+            1 - 0.03 / (math.sqrt(0.2775) + 0.5) - 0.03 / (math.sqrt(0.230625) + 0.5),
+            -2 + 0.04 / (math.sqrt(0.3475) + 0.5),
+        ],
+        [0.3, 0.0, 0.230625, 0.300625],
+    ),
 }
 
 

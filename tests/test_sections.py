@@ -35,9 +35,11 @@ NUM_STEPS = 5
 RULES: dict[str, Any] = {
     "sgd": rules.SGD(0.1),
     "sgd decay": rules.SGD(0.1, weight_decay=0.3, batch_l2=0.1, schedule=Cosine(steps=9, end=0.1)),
+    "momentum": rules.Momentum(0.1, weight_decay=0.3, batch_l2=0.1),
     "adagrad": rules.Adagrad(0.1, lr_decay=0.2, initial_accumulator_value=0.5),
     "adam": rules.Adam(0.01),
     "adam decay": rules.Adam(0.01, weight_decay=0.1, batch_l2=0.1),
+    "uncorrected adam": rules.UncorrectedAdam(0.1, weight_decay=0.3, batch_l2=0.1),
     "adam d2sum": rules.AdamD2Sum(0.1, mom_decay=0.5),
     "ftrl": rules.Ftrl(0.1, l1=0.01, l2=0.1),
     "summary": rules.Summary(0.75),

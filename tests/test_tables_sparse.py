@@ -24,6 +24,8 @@ RULES = {
     "adam": rules.Adam(0.01, weight_decay=0.1),
     "row adam": rules.RowAdam(0.01),
     "ftrl": rules.Ftrl(0.1, l1=0.01),
+    "momentum": rules.Momentum(0.1, weight_decay=0.1),
+    "uncorrected adam": rules.UncorrectedAdam(0.01),
 }
 
 

@@ -1,4 +1,4 @@
-"""Adam: as torch has it, and the reference's two table forms."""
+"""Adam: as torch has it, the reference's two table forms, and that of federated servers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from downpour.errors import SettingError
 from downpour.rules.base import BaseRule
 
 if TYPE_CHECKING:
@@ -68,6 +69,31 @@ def shared_adam(weight: Floats, state: Floats, grad: Floats, hyper: Floats) -> N
     state[3] *= b2
 
 
+def uncorrected_adam(weight: Floats, state: Floats, grad: Floats, hyper: Floats) -> None:
+    """m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; w <- w - lr * m / (sqrt(v) + tau).
+
+    The state is m then v.
+    """
+    lr, tau, b1, b2, one = hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]
+    dim = weight.size
+    for i in range(dim):
+        m = b1 * state[i] + (one - b1) * grad[i]
+        v = b2 * state[dim + i] + (one - b2) * grad[i] * grad[i]
+        weight[i] -= lr * m / (np.sqrt(v) + tau)
+        state[i] = m
+        state[dim + i] = v
+
+
+def _require_betas(rule: BaseRule, betas: object) -> None:
+    """Raise SettingError unless there are two, each in [0, 1)."""
+    if not (isinstance(betas, tuple | list) and len(betas) == 2):
+        raise SettingError(
+            f"{type(rule).__name__}.betas must be two numbers, as (0.9, 0.99), got {betas!r}"
+        )
+    for index, beta in enumerate(betas):
+        rule.require(f"betas[{index}]", beta, least=0.0, below=1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Adam(BaseRule):
     """The settings of the three: betas in [0, 1), eps >= 0."""
@@ -77,8 +103,7 @@ class _Adam(BaseRule):
 
     def __post_init__(self) -> None:
         BaseRule.__post_init__(self)
-        self.require("betas[0]", self.betas[0], least=0.0, below=1.0)
-        self.require("betas[1]", self.betas[1], least=0.0, below=1.0)
+        _require_betas(self, self.betas)
         self.require("eps", self.eps, least=0.0)
 
 
@@ -149,3 +174,35 @@ class SharedAdam(_Adam):
     def hyper(self, step: int, lr: float) -> tuple[float, ...]:
         """lr, eps, b1, b2, 1."""
         return (lr, self.eps, *self.betas, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncorrectedAdam(BaseRule):
+    """FedAdam of Reddi et al. 2021, algorithm 2: Adam without a correction of its bias.
+
+    m <- b1 m + (1-b1) g, from 0; v <- b2 v + (1-b2) g^2, from tau^2;
+    w <- w - lr * m / (sqrt(v) + tau). No step is counted, so a row moves by its own pushes alone.
+    `betas` are in [0, 1). `tau` is > 0; the larger it is, the less the step adapts.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    tau: float = 1e-3
+
+    update = staticmethod(uncorrected_adam)
+
+    def __post_init__(self) -> None:
+        BaseRule.__post_init__(self)
+        _require_betas(self, self.betas)
+        self.require("tau", self.tau, above=0.0)
+
+    def state_dim(self, dim: int) -> int:
+        """Two moments an element."""
+        return 2 * dim
+
+    def initial_state(self, dim: int) -> np.ndarray:
+        """Zeros for m, tau^2 for v."""
+        return np.repeat([0.0, self.tau * self.tau], dim)
+
+    def hyper(self, step: int, lr: float) -> tuple[float, ...]:
+        """lr, tau, b1, b2, 1."""
+        return (lr, self.tau, *self.betas, 1.0)
