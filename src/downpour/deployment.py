@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,7 +45,7 @@ class Deployment:
         return {
             "fingerprint": self.fingerprint,
             "num_shards": self.num_shards,
-            "sections": {"min_size": self.sections.min_size, "placement": self.sections.placement},
+            "sections": asdict(self.sections),
             "tables": str(_tables_alone(self.plan).fleet_desc()),
         }
 

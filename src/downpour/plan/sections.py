@@ -30,13 +30,15 @@ PLACEMENTS = ("round_robin", "hash")
 class Sections:
     """How dense tables are split over servers; it changes no result.
 
-    `min_size`: elements below which a parameter is not split further. `placement`: parts go to the
-    servers in turn, or each to the one that the hash of its name gives. All servers of a run and
-    all their clients must have the same. Raises SettingError.
+    `split`: whether parameters are split at all, or each is whole on one server. `min_size`:
+    elements below which one is not split further. `placement`: parts go to the servers in turn, or
+    each to the one that the hash of its name gives. All servers of a run and all their clients must
+    have the same. Raises SettingError.
     """
 
     min_size: int = 8192
     placement: Literal["round_robin", "hash"] = "round_robin"
+    split: bool = True
 
     def __post_init__(self) -> None:
         if type(self.min_size) is not int or self.min_size < 1:
@@ -45,6 +47,8 @@ class Sections:
             raise SettingError(
                 f"Sections.placement must be one of {', '.join(PLACEMENTS)}, got {self.placement!r}"
             )
+        if type(self.split) is not bool:
+            raise SettingError(f"Sections.split must be True or False, got {self.split!r}")
 
 
 DEFAULT_SECTIONS = Sections()
@@ -87,7 +91,8 @@ def split(
     """
     if type(num_servers) is not int or num_servers < 1:
         raise SettingError(f"split: num_servers must be an int >= 1, got {num_servers!r}")
-    most = num_servers if num_servers == 1 or moves_by_element(spec.rule) else 1
+    is_whole = not sections.split or (num_servers > 1 and not moves_by_element(spec.rule))
+    most = 1 if is_whole else num_servers
     parts: list[Part] = []
     for section in spec.sections:
         block = _block_size(section, most, sections.min_size)
