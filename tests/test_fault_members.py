@@ -118,7 +118,7 @@ def test_a_server_that_was_stopped_itself_drops_no_member(deadline_s: float) -> 
         processes[0].stop()
         time.sleep(2 * WORKER_TIMEOUT_S)
         processes[0].go_on()
-        until(lambda: not any(client.membership.failure for client in clients))
+        until(lambda: not any(client.membership.beats.failure for client in clients))
         with within(MARGIN_S):
             at_once([lambda client=client: client.end_step(0) for client in clients])  # type: ignore[misc]
         assert states(clients[0]) == ["running", "running"]

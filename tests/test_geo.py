@@ -194,7 +194,7 @@ def test_a_worker_that_has_left_stops_nobody() -> None:
 def test_a_worker_that_was_dropped_sends_nothing_more() -> None:
     with workers(k=1) as (one, two, _):
         add(two, [1], 8.0)
-        two.membership.failure = WorkerLostError("worker 1 was dropped")
+        two.membership.beats.failure = WorkerLostError("worker 1 was dropped")
         for call in (lambda: two.end_step(1), two.finish, two.close):
             with pytest.raises(WorkerLostError, match="worker 1 was dropped"):
                 call()

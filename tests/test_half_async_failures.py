@@ -146,7 +146,7 @@ def test_a_run_that_stops_is_heard_of_before_the_push() -> None:
     with client_of(plan, 2) as client:
         worker = ThreadedWorker(plan, model, client)
         assert client.membership is not None
-        client.membership.failure = WorkerLostError("worker 3 is gone")
+        client.membership.beats.failure = WorkerLostError("worker 3 is gone")
         with pytest.raises(WorkerLostError, match="worker 3 is gone"):
             worker.step_many("click", GOOD[:2])
         assert client.steps["embedding"] == 0

@@ -16,6 +16,7 @@ from downpour import rules
 from downpour.plan.sections import Sections, split
 from downpour.server import Server
 from downpour.serving.merging import checked_block, checked_rows, merge_blocks, merge_rows
+from downpour.serving.staging import Commit
 from downpour.tables.pushes import PUSH_HEAD
 from tests.ctr_tables import some_pushes
 from tests.staged import (
@@ -231,6 +232,30 @@ def test_servers_with_parts_of_a_dense_table_step_as_one_does(num_shards: int) -
         own = Server(plan(), shard=shard, num_shards=num_shards, sections=sections)
         committed(shares, {0: 1, 1: 2}, own=own)
         assert np.array_equal(own.dense["dense"].pull(), whole[places])
+
+
+@given(
+    touched=st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=4),
+    samples=st.lists(st.integers(1, 50), min_size=4, max_size=4),
+)
+def test_a_mean_over_touched_is_over_those_that_pushed_the_row(
+    touched: list[set[int]], samples: list[int]
+) -> None:
+    members = dict(enumerate(samples[: len(touched)]))
+    pushes = {rank: grads(len(own), rank) for rank, own in enumerate(touched)}
+    made = [Staged("plain", rank, pushes[rank], KEYS[sorted(touched[rank])]) for rank in members]
+    expected = {}
+    for place in sorted(set().union(*touched)):
+        have = [rank for rank in members if place in touched[rank]]
+        rows = [pushes[rank][sorted(touched[rank]).index(place)] for rank in have]
+        expected[KEYS[place]] = np.average(rows, axis=0, weights=[samples[rank] for rank in have])
+    own, other = server(rule=LINEAR), server(rule=LINEAR)
+    _, staging = staged(made, own=own)
+    rates = {"plain": RATES["plain"]}
+    staging.commit(Commit(step=1, samples=members, rates=rates, over_touched=True))
+    keys, means = np.array([*expected], np.uint64), np.array([*expected.values()])
+    other.sparse["plain"].push(keys, means.reshape(-1, PLAIN_DIM), step=1, lr=LR["plain"])
+    close(own, other)
 
 
 def test_what_others_staged_is_thrown_away() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
-from downpour.remote.endpoint import RETRY_S
+from downpour.errors import RefusedError, ServerError, WorkerLostError
+from downpour.remote.beats import Beats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,10 +41,8 @@ class Membership:
         self.report: Callable[[], dict[str, Any]] = dict
         self.watch: Callable[[], None] = _nothing  # called while waiting at a meeting
         self.stop_reason: str | None = None
-        self.failure: DownpourError | None = None
-        self._server, self._timeout_s = server, timeout_s
+        self._server = server
         self._who = {"rank": rank, "incarnation": incarnation}
-        self._ended = threading.Event()
         request = {
             **self._who,
             "run": name,
@@ -54,10 +51,7 @@ class Membership:
             "on_loss": on_loss,
         }
         server.ask("join", request)
-        self._beats = threading.Thread(
-            target=self._beat, args=(min(timeout_s / 5, 0.5),), name="downpour beats", daemon=True
-        )
-        self._beats.start()
+        self.beats = Beats(self.beat, timeout_s=timeout_s, deadline_s=server.deadline_s)
 
     def meet(
         self,
@@ -120,8 +114,7 @@ class Membership:
 
     def leave(self, error: str | None = None) -> None:
         """Say goodbye: finished, or failed with an error, which stops the run for the others."""
-        self._ended.set()
-        self._beats.join(timeout=1.0)
+        self.beats.end()
         with contextlib.suppress(ServerError):  # then it is gone, and need not be told
             with contextlib.suppress(WorkerLostError, RefusedError):  # the run has stopped
                 self.beat()
@@ -139,25 +132,7 @@ class Membership:
 
         Also that their server was not reached for as long as a request may take.
         """
-        if self.failure is not None:
-            raise self.failure
-
-    def _beat(self, every_s: float) -> None:
-        # A beat that is lost on the way must not cost the time of those after it.
-        limit_s = min(self._server.deadline_s / 2, max(self._timeout_s / 2, every_s))
-        unheard_since: float | None = None
-        while not self._ended.wait(RETRY_S if unheard_since else every_s):
-            start = time.monotonic()
-            try:
-                self.beat(limit_s)
-                self.failure = unheard_since = None
-            except ServerError as error:
-                unheard_since = unheard_since or start
-                if time.monotonic() - unheard_since > self._server.deadline_s:
-                    self.failure = error  # until it is heard again
-            except DownpourError as error:
-                self.failure = error
-                return
+        self.beats.check()
 
 
 def _nothing() -> None:

@@ -99,7 +99,12 @@ def commit_of(header: Mapping[str, Any]) -> Commit:
         raise RefusedError("a commit must have samples by rank and rates by table")
     members = {_rank(rank): whole(samples, rank) for rank in samples}
     steps = {name: _step(name, it) for name, it in by_table.items()}
-    return Commit(step=whole(header, "at", least=1), samples=members, rates=steps)
+    return Commit(
+        step=whole(header, "at", least=1),
+        samples=members,
+        rates=steps,
+        over_touched=flag(header, "over_touched"),
+    )
 
 
 def restored_dense(message: Message, dtype: np.dtype[Any]) -> DenseState:

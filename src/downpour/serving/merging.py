@@ -6,7 +6,7 @@ A table is given itself, or as a plan has it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from downpour.tables.pushes import PUSH_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from downpour.plan.specs import DenseTableSpec, SparseTableSpec
     from downpour.tables import DenseTable, Section
@@ -89,7 +91,8 @@ def checked_rows(table: RowTable, keys: Keys, pushes: Floats, *, is_mean: bool) 
     if isinstance(table.accessor, CtrAccessor):
         check_pushes(table.name, pushes)
     keys, pushes = np.ascontiguousarray(keys), np.ascontiguousarray(pushes)
-    return RowPush(*_different(table, keys, pushes), is_mean)
+    keys, pushes, _ = _different(table, keys, pushes)
+    return RowPush(keys, pushes, is_mean)
 
 
 def checked_block(
@@ -120,11 +123,14 @@ def checked_block(
     return BlockPush(np.ascontiguousarray(grad), tuple(names), _spans(sections), is_mean)
 
 
-def merge_rows(table: RowTable, weighed: Weighed[RowPush]) -> tuple[Keys, Floats]:
+def merge_rows(
+    table: RowTable, weighed: Weighed[RowPush], *, over_touched: bool = False
+) -> tuple[Keys, Floats]:
     """Different keys and one push of each, summed in order; of CTR counts, which are not weighed,
     too, and of slots the last. NonFiniteError where a sum is too large.
 
-    A push that is alone and counts whole is given as it is.
+    over_touched: each sum is divided by how much the pushes that have its key count together: its
+    mean over them alone. A push that is alone and counts whole is given as it is.
     """
     if len(weighed) == 1 and weighed[0][1] == 1.0:
         return weighed[0][0].keys, weighed[0][0].pushes
@@ -139,8 +145,11 @@ def merge_rows(table: RowTable, weighed: Weighed[RowPush]) -> tuple[Keys, Floats
         pushes[start:end, :head] = push.pushes[:, :head]
         gradients, own_factor = pushes[start:end, head:], pushes.dtype.type(factor)
         np.multiply(push.pushes[:, head:], own_factor, out=gradients)
+    inverse = None
     if len(weighed) > 1:
-        keys, pushes = _different(table, keys, pushes)
+        keys, pushes, inverse = _different(table, keys, pushes)
+    if over_touched:
+        pushes /= _factors(weighed, inverse, keys.size).astype(pushes.dtype)
     return keys, pushes
 
 
@@ -164,18 +173,31 @@ def merge_blocks(table: BlockTable, weighed: Weighed[BlockPush]) -> tuple[Floats
     return grad, tuple(dict.fromkeys(name for push, _ in weighed for name in push.names))
 
 
-def _different(table: RowTable, keys: Keys, pushes: Floats) -> tuple[Keys, Floats]:
-    """The different keys, and one push of each."""
+def _factors(
+    weighed: Weighed[RowPush], inverse: NDArray[np.integer] | None, num_keys: int
+) -> Floats:
+    """How much the pushes that have a key count together, of each key: [num_keys, 1]."""
+    factors = [factor for _, factor in weighed]
+    counts: Floats = np.repeat(factors, [push.keys.size for push, _ in weighed])
+    if inverse is not None:
+        counts = cast("Floats", np.bincount(inverse, counts, num_keys))
+    return counts[:, np.newaxis]
+
+
+def _different(
+    table: RowTable, keys: Keys, pushes: Floats
+) -> tuple[Keys, Floats, NDArray[np.integer] | None]:
+    """The different keys, one push of each, and which of them each key is, unless all differ."""
     unique, inverse = dedup(keys)
     if unique.size == keys.size:
-        return keys, pushes
+        return keys, pushes, None
     merge = merge_pushes if isinstance(table.accessor, CtrAccessor) else segment_sum
     merged = merge(pushes, inverse, unique.size)
     if not is_finite(merged):
         raise NonFiniteError(
             f"table {table.name!r}: {_pushed(table)} sum to infinity; nothing was applied"
         )
-    return unique, merged
+    return unique, merged, inverse
 
 
 def _pushed(table: RowTable) -> str:

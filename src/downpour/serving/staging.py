@@ -40,13 +40,15 @@ class Commit:
     """Who takes part in a global step, and what it is to each table.
 
     step: from 1. samples: of each member's batch, by rank; 0 where it had no data. rates: of each
-    table that is to be stepped, the number of its own step and its learning rates. Raises
+    table that is to be stepped, the number of its own step and its learning rates. over_touched:
+    whether the mean of a row is over the members that have pushed it, not over all of them. Raises
     SettingError.
     """
 
     step: int
     samples: Mapping[int, int]
     rates: Mapping[str, tuple[int, tuple[float, ...]]]
+    over_touched: bool = False
 
     def __post_init__(self) -> None:
         if self.step < 1:
@@ -155,7 +157,7 @@ class Staging:
         """Keys and pushes of each sparse table that is stepped."""
         weighed = _weighed(self._rows, commit)
         return {
-            name: merge_rows(table, weighed.get(name, []))
+            name: merge_rows(table, weighed.get(name, []), over_touched=commit.over_touched)
             for name, table in self._server.sparse.items()
             if name in commit.rates
         }
