@@ -131,7 +131,7 @@ class Window:
         self.block, self.every = block, op.every
         self.names: set[str] = set()
         self.num_batches = 0
-        self._is_mean = not block.spec.is_data_norm or op.scale_datanorm is not None
+        self.is_mean = not block.spec.is_data_norm or op.scale_datanorm is not None
         self._earlier: Any = None if self.every == 1 else np.zeros_like(block.grad)
         self._has_earlier = self._has_last = False
 
@@ -171,7 +171,7 @@ class Window:
         """Fold the last batch's gradient in, by this worker's share of the step's samples."""
         if not self._has_last:
             return
-        factor = share if self._is_mean else 1.0
+        factor = share if self.is_mean else 1.0
         last = (
             self.block.grad if factor == 1.0 else self.block.grad * self._earlier.dtype.type(factor)
         )
@@ -191,7 +191,7 @@ class Window:
         if self._has_earlier:
             client.push_dense(name, self._earlier, self.names, is_mean=False)
         if self._has_last:
-            client.push_dense(name, self.block.grad, self.names, is_mean=self._is_mean)
+            client.push_dense(name, self.block.grad, self.names, is_mean=self.is_mean)
 
     def reset(self) -> None:
         """Begin the next one."""

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from downpour.errors import PlanError
+from downpour.plan.program import PullSparse
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import numpy as np
 
     from downpour.client import Located
     from downpour.features import Batch
     from downpour.lookup import TableKeys
-    from downpour.plan.program import Program, PullSparse, PushSparse
+    from downpour.plan.program import Program, PushSparse
     from downpour.transfer import Fetched, Sent, Transfer
     from downpour.transport import Floats
 
@@ -76,6 +81,52 @@ class Step:
     def all_lookups(self) -> list[Lookup]:
         """Those of the step's batch, and those of the batches made on the way."""
         return [*self.lookups, *(lookup for _, lookup in self.others)]
+
+    def lookups_of(
+        self,
+        table: str,
+        features: tuple[str, ...],
+        batch: Batch,
+        look_up: Callable[[PullSparse], Lookup],
+    ) -> Iterator[Lookup]:
+        """The step's lookups that together hold these features of a batch.
+
+        look_up: finds the rows of a batch that the loss made of its own, by an op of the features
+        that it has. Raises PlanError for features that the program does not have.
+        """
+        planned = self.program.ops_of(PullSparse)
+        ops = [op for op in planned if op.table == table and {*op.features} & {*features}]
+        unplanned = {*features} - {name for op in ops for name in op.features}
+        if unplanned:
+            raise PlanError(
+                f"program {self.program.name!r} reads {sorted(unplanned)} of table {table!r}, "
+                "which it did not read on the example batch that it was planned with"
+            )
+        for op in ops:
+            if batch is self.batch:
+                yield next(lookup for lookup in self.lookups if lookup.op == op)
+            else:
+                yield self._other(op, features, batch, look_up)
+
+    def _other(
+        self,
+        op: PullSparse,
+        features: tuple[str, ...],
+        batch: Batch,
+        look_up: Callable[[PullSparse], Lookup],
+    ) -> Lookup:
+        """The lookup of a batch that the loss made of its own, as sampled negatives.
+
+        It may lack features of the op, but none of `features`.
+        """
+        there = tuple(name for name in op.features if name in batch.features or name in features)
+        for other, lookup in self.others:
+            if other is batch and lookup.op == op and lookup.keys.bags.keys() >= {*there}:
+                return lookup
+        lookup = look_up(PullSparse(op.table, there))
+        lookup.op = op
+        self.others.append((batch, lookup))
+        return lookup
 
     def pushed(self, op: PushSparse) -> list[Lookup]:
         """The lookups of an op that the loss has reached, and the batch's own if it is counted."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from downpour.errors import PlanError
 from downpour.gradients import Gradients
 from downpour.lookup import TableKeys, joined_keys, table_keys
 from downpour.nn import sparse_embeddings
@@ -30,7 +29,7 @@ from downpour.transfer import HOST, Transfer, device_of
 from downpour.weighing import weighed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from downpour.client import Client
     from downpour.features import Batch
@@ -222,7 +221,11 @@ class Worker:
             lookup = self._look_up_one(op, batch, create=False)
             return self._pulled(lookup, requires_grad=False), lookup.keys
         work = self._current
-        lookups = list(self._lookups(work, table, features, batch))
+        lookups = [
+            *work.lookups_of(
+                table, features, batch, lambda op: self._look_up_one(op, batch, create=True)
+            )
+        ]
         parts = [
             self._pulled(lookup, requires_grad=self._learns(lookup.op, work)) for lookup in lookups
         ]
@@ -253,41 +256,6 @@ class Worker:
     def _look_up_one(self, op: PullSparse, batch: Batch, *, create: bool) -> Lookup:
         keys = table_keys(self.plan.sparse_table(op.table), op.features, batch)
         return Lookup(op, keys, self.client.locate(op.table, keys.unique, create=create))
-
-    def _lookups(
-        self, work: Step, table: str, features: tuple[str, ...], batch: Batch
-    ) -> Iterator[Lookup]:
-        """The step's lookups that together hold these features of a batch."""
-        planned = work.program.ops_of(PullSparse)
-        ops = [op for op in planned if op.table == table and {*op.features} & {*features}]
-        unplanned = {*features} - {name for op in ops for name in op.features}
-        if unplanned:
-            raise PlanError(
-                f"program {work.program.name!r} reads {sorted(unplanned)} of table {table!r}, "
-                "which it did not read on the example batch that it was planned with"
-            )
-        for op in ops:
-            if batch is work.batch:
-                yield next(lookup for lookup in work.lookups if lookup.op == op)
-            else:
-                yield self._other(work, op, batch, features)
-
-    def _other(self, work: Step, op: PullSparse, batch: Batch, features: tuple[str, ...]) -> Lookup:
-        """The lookup of a batch that the loss made of its own, as sampled negatives.
-
-        It may lack features of the op, but none of `features`.
-        """
-        there = PullSparse(
-            op.table,
-            tuple(name for name in op.features if name in batch.features or name in features),
-        )
-        for other, lookup in work.others:
-            if other is batch and lookup.op == op and lookup.keys.bags.keys() >= {*there.features}:
-                return lookup
-        lookup = self._look_up_one(there, batch, create=True)
-        lookup.op = op
-        work.others.append((batch, lookup))
-        return lookup
 
     def _pulled(self, lookup: Lookup, *, requires_grad: bool) -> torch.Tensor:
         if lookup.rows is None:
