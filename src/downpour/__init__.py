@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         WorkerLostError,
     )
     from downpour.features import Batch
+    from downpour.federated.methods import FedAdam, FedAvg, FedAvgM, FedProx
+    from downpour.federated.update import ClipUpdate, Update
     from downpour.init import Constant, Normal, Uniform
     from downpour.jagged import Jagged
     from downpour.nn import JaggedRows, SparseEmbedding
@@ -89,6 +91,8 @@ _HOMES = {
         "WorkerLostError",
     ],
     "features": ["Batch"],
+    "federated.methods": ["FedAdam", "FedAvg", "FedAvgM", "FedProx"],
+    "federated.update": ["ClipUpdate", "Update"],
     "init": ["Constant", "Normal", "Uniform"],
     "jagged": ["Jagged"],
     "nn": ["JaggedRows", "SparseEmbedding"],
@@ -131,6 +135,7 @@ __all__ = [
     "Client",
     "ClipByNorm",
     "ClipByValue",
+    "ClipUpdate",
     "Constant",
     "Cosine",
     "CtrAccessor",
@@ -142,6 +147,10 @@ __all__ = [
     "EarlyStop",
     "Exponential",
     "Feature",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedProx",
     "Files",
     "Frame",
     "Ftrl",
@@ -183,6 +192,7 @@ __all__ = [
     "Trainer",
     "UncorrectedAdam",
     "Uniform",
+    "Update",
     "Warmup",
     "Worker",
     "WorkerLostError",
