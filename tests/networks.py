@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import downpour as dp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 NUM_IDS = 20
 USERS, ITEMS = [5, 7, 5, 9], [[5, 6], [], [6], [5, 8, 8]]
@@ -169,3 +169,25 @@ def assert_same(model: Any, ps: dp.Client, theirs: Any, rtol: float = 1e-9) -> N
         np.testing.assert_allclose(
             ours.detach(), other.detach(), rtol=rtol, atol=rtol * 1e-2, err_msg=str(ours.shape)
         )
+
+
+class Counted(torch.nn.Module):
+    """CTR rows, normalised numbers, and a head for each loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = dp.SparseEmbedding(("user", "item"), 6, use_cvm=True, dtype=torch.float64)
+        self.norm = dp.DataNorm(2, dtype=torch.float64)
+        self.clicked = torch.nn.Linear(2 * 6 + 2, 1, dtype=torch.float64)
+        self.bought = torch.nn.Linear(2 * 6 + 2, 1, dtype=torch.float64)
+
+
+def head(label: str) -> Callable[[Any, dp.Batch], torch.Tensor]:
+    def loss(model: Any, batch: dp.Batch) -> torch.Tensor:
+        normed = model.norm(batch.dense["x"].double())
+        seen = torch.cat([model.embedding(batch).flatten(1), normed], 1)
+        logits = model.get_submodule(label)(seen).squeeze(1)
+        return binary_cross_entropy_with_logits(logits, batch.labels[label].double())
+
+    return loss

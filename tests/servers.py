@@ -16,8 +16,10 @@ import downpour as dp
 from downpour.consistency import Sync
 from downpour.remote.client import RemoteClient
 from downpour.remote.connect import connect
+from downpour.remote.endpoint import Endpoint
 from downpour.serving.flight_server import FlightServer
 from downpour.serving.service import Service
+from downpour.wire import error_of
 from tests.networks import everything, weights_of
 
 if TYPE_CHECKING:
@@ -202,3 +204,13 @@ def assert_close(ours: Any, theirs: Any, rtol: float) -> None:
             assert_close(own, other, rtol)
     else:
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol * 1e-2)
+
+
+def ask(server: FlightServer, verb: str, request: Any) -> dict[str, Any]:
+    """What a server answers to a verb. Raises the error that it answers with."""
+    endpoint = Endpoint(server.address)
+    with endpoint.connect(5.0) as connection:
+        answer = endpoint.ask(connection, verb, request, 20.0)
+    if "error" in answer:
+        raise error_of(answer, str(endpoint))
+    return answer

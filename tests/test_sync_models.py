@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 import downpour as dp
 from downpour.remote.connect import connect
-from tests.networks import NUM_IDS, Network, click, planned, random_batches
+from tests.networks import NUM_IDS, Counted, Network, click, head, planned, random_batches
 from tests.plain_ctr import assert_same_rows
 from tests.plain_training import PlainTraining
 from tests.servers import (
@@ -86,27 +85,6 @@ def by_tower(model: Any, batch: dp.Batch) -> torch.Tensor:
         if here.any():  # else neither the table nor the layer is reached
             value = value + here * model.layers[label](tower(batch)[:, 0]).squeeze(1).square()
     return value.mean()
-
-
-class Counted(torch.nn.Module):
-    """CTR rows, normalised numbers, and a head for each loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = dp.SparseEmbedding(("user", "item"), 6, use_cvm=True, **FLOAT)
-        self.norm = dp.DataNorm(2, **FLOAT)
-        self.clicked, self.bought = (torch.nn.Linear(2 * 6 + 2, 1, **FLOAT) for _ in range(2))
-
-
-def head(label: str) -> Callable[[Any, dp.Batch], torch.Tensor]:
-    def loss(model: Any, batch: dp.Batch) -> torch.Tensor:
-        normed = model.norm(batch.dense["x"].double())
-        seen = torch.cat([model.embedding(batch).flatten(1), normed], 1)
-        logits = model.get_submodule(label)(seen).squeeze(1)
-        return binary_cross_entropy_with_logits(logits, batch.labels[label].double())
-
-    return loss
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ import pyarrow.flight as fl
 import pytest
 
 from downpour.errors import RefusedError
-from downpour.remote.endpoint import Endpoint
 from downpour.serving import flight_server
 from downpour.serving.service import Service
-from downpour.wire import error_of
 from tests.one_shard import DEPLOYMENT, held, hosted, serving
+from tests.servers import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,15 +25,6 @@ WHO = {"rank": 0, "incarnation": 7}
 JOIN = {**WHO, "run": "run", "num_workers": 1, "timeout_s": 100.0, "on_loss": "stop"}
 MEET = {**WHO, "name": "epoch", "payload": "", "with_chief": False, "wait_s": 0.0}
 HELLO = {"version": 1, "fingerprint": DEPLOYMENT.fingerprint, "shard": 0}
-
-
-def ask(server: FlightServer, verb: str, request: Any) -> dict[str, Any]:
-    endpoint = Endpoint(server.address)
-    with endpoint.connect(5.0) as connection:
-        answer = endpoint.ask(connection, verb, request, 20.0)
-    if "error" in answer:
-        raise error_of(answer, str(endpoint))
-    return answer
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,10 @@ if TYPE_CHECKING:
     from downpour.security import Security
     from downpour.strategy import AdjustInsWeight, Strategy
     from downpour.train import Trainer
+    from downpour.transpile.config import DistributeTranspilerConfig
+    from downpour.transpile.executor import Executor
+    from downpour.transpile.job import load_job, write_job
+    from downpour.transpile.transpiler import DistributeTranspiler
     from downpour.worker import Worker
 
 _HOMES = {
@@ -120,6 +124,10 @@ _HOMES = {
     "security": ["Security"],
     "strategy": ["AdjustInsWeight", "Strategy"],
     "train": ["Trainer"],
+    "transpile.config": ["DistributeTranspilerConfig"],
+    "transpile.executor": ["Executor"],
+    "transpile.job": ["load_job", "write_job"],
+    "transpile.transpiler": ["DistributeTranspiler"],
     "worker": ["Worker"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -142,9 +150,12 @@ __all__ = [
     "DataError",
     "DataNorm",
     "Dense",
+    "DistributeTranspiler",
+    "DistributeTranspilerConfig",
     "DownpourError",
     "DownpourSGD",
     "EarlyStop",
+    "Executor",
     "Exponential",
     "Feature",
     "FedAdam",
@@ -199,6 +210,8 @@ __all__ = [
     "connect",
     "embedded",
     "load",
+    "load_job",
+    "write_job",
 ]
 
 
