@@ -22,11 +22,34 @@ JUNK: list[Any] = [
     {"0": -1}, {"": {}}, [[[[[[[[[]]]]]]]]],
 ]  # fmt: skip
 # What of it a field may have all the same.
+TEXTS = ["x", "-1", "\ud800", "\x00\n\x1b", "x" * 1000]
 TAKEN: dict[str, list[Any]] = {
     "create": [True, False], "mean": [True, False], "keeps": [True, False], "names": [[]],
-    "samples": [{}], "rates": [{}], "rank": [-1],
+    "samples": [{}], "rates": [{}], "rank": [-1], "wait_s": [0.5, 2**53], "error": [None, *TEXTS],
+    "reason": TEXTS, "losses": [{}, {"x": 1}, {"0": -1}], "tables": [[]],
 }  # fmt: skip
-OPTIONAL = {"s", "create", "mean"}
+OPTIONAL = {"s", "create", "mean", "error"}
+
+
+# The verbs of a federation as they should be, once its first round is open with clients 0 and 1. A
+# second coordinator's beginning is none.
+LEADER, WHO = {"incarnation": 7}, {"client": 0, "incarnation": 100}
+BEGIN = {"num_clients": 2, "settings": "FedAvg()", "timeout_s": 1000.0}
+REPORT = {"samples": 9, "steps": 3, "losses": {"click": 0.5}, "tables": ["plain"]}
+VERBS: dict[str, dict[str, Any]] = {
+    "enroll": {**WHO, "settings": "FedAvg()"},
+    "ask": {**WHO, "wait_s": 0.0},
+    "report": {**WHO, "round": 1, "report": {**REPORT, "bytes_sent": 9, "bytes_received": 9}},
+    "client_beat": WHO,
+    "client_leave": {**WHO, "error": "DataError: no file"},
+    "begin_federation": {**BEGIN, "incarnation": 8},
+    "clients": LEADER,
+    "coordinator_beat": LEADER,
+    "open_round": {**LEADER, "round": 1, "sampled": [0, 1], "deadline_s": 500.0},
+    "watch_round": {**LEADER, "wait_s": 0.0},
+    "close_round": {**LEADER, "round": 1},
+    "end_federation": {**LEADER, "reason": "all rounds are done"},
+}
 
 
 @dataclass
@@ -57,6 +80,21 @@ def bad_message(random: Random) -> tuple[bool, Bad]:
         bad = random.choice(ways)(random, good)
         if bad is not None:
             return good.is_write, bad
+
+
+def bad_verb(random: Random) -> tuple[str, Bad]:
+    """A verb of a federation with a request that was right, spoiled, or whose report is."""
+    verb = random.choice(sorted(VERBS))
+    request = VERBS[verb]
+    is_report = verb == "report" and random.random() < 0.8
+    good = Request(request["report"] if is_report else request, is_write=False)
+    ways = [_with_junk, _without] if is_report else [_with_junk, _without, _broken_header]
+    while True:
+        bad = random.choice(ways)(random, good)
+        if bad is not None:
+            if is_report:
+                bad.header = {**request, "report": bad.header}
+            return verb, bad
 
 
 def _of(made: str, asked: Request, **changed: Any) -> Bad:

@@ -47,7 +47,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 def test_every_error_is_of_one_tree() -> None:
     errors = [getattr(dp, name) for name in dp.__all__ if name.endswith("Error")]
-    assert len(errors) == 12
+    assert len(errors) == 13
     assert all(issubclass(error, dp.DownpourError) for error in errors)
 
 

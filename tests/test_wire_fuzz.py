@@ -9,14 +9,16 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.flight as fl
 import pytest
 
 from downpour.errors import RefusedError, TableError
 from downpour.remote.endpoint import Endpoint
 from downpour.remote.server import RemoteServer
 from downpour.serving.service import Service
+from downpour.wire import header_bytes, parsed
 from tests.bad_bytes import Recorder, changed, payloads, play
-from tests.bad_messages import bad_message
+from tests.bad_messages import BEGIN, LEADER, VERBS, WHO, bad_message, bad_verb
 from tests.ctr_tables import some_pushes
 from tests.one_shard import (
     DEPLOYMENT,
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from downpour.remote.link import Ticket
+    from downpour.serving.flight_server import FlightServer
 
 KINDS = {"RefusedError", "TableError", "NonFiniteError", "SettingError", "ServerLostError"}
+OTHER = {"client": 1, "incarnation": 101}  # beside WHO
 NUMBERS = [
     "0", "-1", "1e999", "nan", "inf", "1e300", "2147483647", "4294967296", "99999999999",
     "9223372036854775807", "18446744073709551616", '"x"', "true", "",
@@ -62,6 +66,35 @@ def test_of_a_thousand_bad_messages_none_is_taken(seed: int) -> None:
         assert "error" not in both[False].ask(READS["pull"])
         assert both[True].ask(WRITES["push"], n=2000) == {"step": 1, "n": 2000}
         assert server.service.num_refused == 1000
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_of_a_thousand_bad_verbs_of_rounds_none_is_taken(seed: int) -> None:
+    random = Random(seed)
+    with hosted() as server, closing(fl.FlightClient(server.address)) as client:
+
+        def act(verb: str, body: bytes) -> dict[str, Any]:
+            (answer,) = client.do_action(fl.Action(verb, body))
+            return parsed(answer.body.to_pybytes())
+
+        begin = {**BEGIN, **LEADER}, VERBS["enroll"], {**VERBS["enroll"], **OTHER}
+        for verb, request in zip(("begin_federation", "enroll", "enroll"), begin, strict=True):
+            assert act(verb, header_bytes(request)) == {"round": 1}
+        assert act("open_round", header_bytes(VERBS["open_round"])) == {}
+        before = held(server), heard(server)
+        for _ in range(1000):
+            verb, bad = bad_verb(random)
+            assert act(verb, bad.data()).get("error") == "RefusedError", (verb, str(bad))
+        assert (held(server), heard(server)) == before
+        for verb in ("ask", "report", "client_beat", "watch_round", "close_round"):
+            assert "error" not in act(verb, header_bytes(VERBS[verb]))
+
+
+def heard(server: FlightServer) -> list[Any]:
+    """Of the federation, but for times."""
+    rounds = server.rounds.rounds
+    clients = [(it.client, it.incarnation, it.state) for it in rounds.coordinate(7)]
+    return [clients, rounds.watch(7, wait_s=0.0)]
 
 
 @pytest.mark.filterwarnings("ignore:.*unicode_escape:DeprecationWarning")
@@ -136,6 +169,12 @@ def talk(remote: RemoteServer) -> None:
     remote.ask("form", {"cluster": "abc"})
     remote.ask("members", {})
     remote.ask("leave", who)
+    remote.ask("begin_federation", {**BEGIN, **LEADER})
+    for request in (WHO, OTHER):
+        remote.ask("enroll", {**VERBS["enroll"], **request})
+    for verb in ("clients", "open_round", "ask", "report", "client_beat", "coordinator_beat",
+                 "watch_round", "close_round", "client_leave", "end_federation"):  # fmt: skip
+        remote.ask(verb, VERBS[verb])
     remote.report()
 
 

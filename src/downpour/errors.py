@@ -9,6 +9,7 @@ DownpourError
 ├── NonFiniteError    NaN or infinity in a loss or gradient; not applied   (also ArithmeticError)
 ├── SavedRunError     a run folder that cannot be loaded                   (also ValueError)
 ├── RefusedError      a server does not take this peer or this message     (also ConnectionError)
+│   └── RoundClosedError     an update came after its round had closed
 ├── ServerError       a server could not be asked                          (also ConnectionError)
 │   ├── ServerTimeoutError   it gave no answer within the deadline         (also TimeoutError)
 │   └── ServerLostError      it is gone, or came back without its tables
@@ -49,6 +50,10 @@ class SavedRunError(DownpourError, ValueError):
 
 class RefusedError(DownpourError, ConnectionError):
     """A server does not take this peer or this message: token, version, plan, size, membership."""
+
+
+class RoundClosedError(RefusedError):
+    """A client's update came after its round of federated training had closed."""
 
 
 class ServerError(DownpourError, ConnectionError):

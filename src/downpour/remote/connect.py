@@ -73,18 +73,14 @@ def connect(
     _check(servers, rank, num_workers, on_worker_loss, deadline_s, worker_timeout_s)
     if isinstance(consistency, Geo):
         require_geo(plan)  # before the run has this member
-    own = security or Security()
-    endpoints = [Endpoint(address, i, own) for i, address in enumerate(servers)]
-    deployment = Deployment(plan=plan, num_shards=len(endpoints), sections=sections)
+    deployment = Deployment(plan=plan, num_shards=len(servers), sections=sections)
     incarnation = secrets.randbits(52)
     client = f"{'client' if rank is None else rank}-{incarnation:x}"
-    remote: list[RemoteServer] = []
+    remote = open_servers(
+        deployment, servers, client, deadline_s=deadline_s, start_s=start_s, security=security
+    )
     membership: Membership | None = None
     try:
-        for it in endpoints:  # one by one: those before one that fails are closed
-            server = RemoteServer(it, deployment, client, deadline_s=deadline_s, start_s=start_s)
-            remote.append(server)
-        _form(remote)
         if consistency is None and rank is None:
             return RemoteClient(deployment, remote, start_s=start_s)
         membership = Membership(
@@ -104,6 +100,34 @@ def connect(
         for server in remote:
             server.close()
         raise
+
+
+def open_servers(
+    deployment: Deployment,
+    addresses: Sequence[str],
+    client: str,
+    *,
+    deadline_s: float,
+    start_s: float,
+    security: Security | None = None,
+) -> list[RemoteServer]:
+    """Connections to all servers of a deployment, for a client of this name. Raises as `connect`.
+
+    Servers that have no tables yet get those of the plan.
+    """
+    own = security or Security()
+    endpoints = [Endpoint(address, i, own) for i, address in enumerate(addresses)]
+    remote: list[RemoteServer] = []
+    try:
+        for it in endpoints:  # one by one: those before one that fails are closed
+            server = RemoteServer(it, deployment, client, deadline_s=deadline_s, start_s=start_s)
+            remote.append(server)
+        _form(remote)
+    except BaseException:
+        for server in remote:
+            server.close()
+        raise
+    return remote
 
 
 def _client(

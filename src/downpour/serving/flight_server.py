@@ -17,6 +17,7 @@ from downpour.serving.fields import flag, number, text, whole
 from downpour.serving.flight_stream import FlightStream
 from downpour.serving.members import CHIEF
 from downpour.serving.refusals import LOG, LoggedOnce, TokenCheck
+from downpour.serving.round_verbs import RoundVerbs
 from downpour.serving.runs import Runs
 from downpour.serving.shard_files import load_shard, read_manifest, save_shard, shard_folder
 from downpour.tables import dedup
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from downpour.serving.service import Service
 
 READ, WRITE = b"read", b"write"
+WAITING = {"meet", "ask", "watch_round"}  # verbs whose callers mostly wait: nothing works for them
 MAX_ACTION_BYTES = 64 << 20
 ANY_TEXT = "surrogatepass"  # JSON has texts that are no UTF-8
 MAX_ERROR = 1000  # characters of an error that ends a call
@@ -76,7 +78,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         self.service, self.host = service, host
         self.max_message_bytes = max_message_bytes
         self.save_root = None if save_root is None else save_root.resolve()
-        self.runs = Runs()
+        self.runs, self.rounds = Runs(), RoundVerbs(lambda: service.hosted.staging.committed)
         self.stopped = threading.Event()
         self.bytes_sent = self.bytes_received = 0
         self._refusals = LoggedOnce()
@@ -143,7 +145,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
 
     def do_action(self, context: Any, action: fl.Action) -> Iterator[fl.Result]:
         """A verb: JSON in, JSON out; errors are in the answer."""
-        if action.type == "meet":  # who waits at a meeting is not worked for
+        if action.type in WAITING:
             yield self._act(context, action)
         else:
             with self._busy:
@@ -232,6 +234,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             "meet": self._meet,
             "members": self._list_members,
             "halt": self._halt,
+            **self.rounds.verbs(),
             "save": self._save,
             "load": self._load,
             "stop": self._stop,
@@ -323,10 +326,11 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         return {}
 
     def _tick(self) -> None:
-        """Look for members that have fallen silent."""
+        """Look for members and clients that have fallen silent."""
         while not self.stopped.wait(TICK_S):
             try:
                 self.runs.check()
+                self.rounds.check()
             except Exception:  # noqa: BLE001 (members that are lost must be found whatever it was)
                 LOG.exception("event=failed at=members")  # and look again
 
