@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from downpour.errors import SavedRunError
-from downpour.report import learning, resources, summary
+from downpour.report import learning, resources, rounds, summary
 from downpour.report.values import flat_pairs, mapping
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def render_report(metrics: Mapping[str, Any]) -> str:
     import jinja2
 
     known = dict(metrics)
+    round_grid = rounds.round_grid(known)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("downpour.report", ""),
         autoescape=True,
@@ -75,7 +76,12 @@ def render_report(metrics: Mapping[str, Any]) -> str:
         summary=size,
         key_figures=summary.key_figures(known),
         learning_charts=learning.learning_charts(known),
+        span_name=rounds.span_name(known),
         epoch_grid=learning.epoch_grid(known),
+        round_lead=rounds.lead(known),
+        round_grid=round_grid,
+        round_charts=rounds.round_charts(known) if round_grid else [],
+        dropped_clients=rounds.dropped_clients(known),
         calibration_lead=calibration_lead,
         calibration_charts=calibration_charts,
         growth_charts=resources.growth_charts(known),
@@ -83,7 +89,8 @@ def render_report(metrics: Mapping[str, Any]) -> str:
         feature_grid=resources.feature_grid(known),
         phases=resources.phases(known),
         speed_chart=resources.speed_chart(known),
-        staleness=resources.staleness_text(known),
+        # Clients of a federation pull once a round: steps say nothing of how old their rows were.
+        staleness="" if round_grid else resources.staleness_text(known),
         settings=flat_pairs(known.get("settings")),
         versions=flat_pairs(known.get("versions")),
         machine=flat_pairs(known.get("machine")),

@@ -15,6 +15,7 @@ from downpour.report.charts import (
     rates_chart,
 )
 from downpour.report.parts import Chart, Grid, Metrics, epochs_of, evaluation_names, metric_label
+from downpour.report.rounds import span_name
 from downpour.report.values import (
     Point,
     count_text,
@@ -36,7 +37,7 @@ def learning_charts(metrics: Metrics) -> list[Chart]:
     curves = mapping(metrics.get("curves"))
     names = [name for name in curves if name not in OTHER_CURVES and points(curves[name])]
     return [
-        _loss_chart(points(curves.get("loss")), _epoch_ends(metrics)),
+        _loss_chart(points(curves.get("loss")), _epoch_ends(metrics), span_name(metrics)),
         *(
             _evaluation_chart(name, points(curves.get(name)))
             for name in names or ("auc", "logloss")
@@ -110,7 +111,7 @@ def calibration_charts(metrics: Metrics) -> tuple[str, list[Chart]]:
     ]
 
 
-def _loss_chart(loss: list[Point], epoch_ends: list[float]) -> Chart:
+def _loss_chart(loss: list[Point], epoch_ends: list[float], span: str) -> Chart:
     if not loss:
         return Chart(title="Training loss", absent="No loss was recorded.", is_wide=True)
     boundaries = epoch_ends[:-1] if len(epoch_ends) <= 20 else []
@@ -126,7 +127,7 @@ def _loss_chart(loss: list[Point], epoch_ends: list[float]) -> Chart:
         "Mean over a moving window; the band holds the middle 80 % of the values."
         if len(loss) >= SPREAD_FROM
         else "",
-        "Dotted: ends of epochs." if boundaries else "",
+        f"Dotted: ends of {span}s." if boundaries else "",
     ]
     return Chart(title="Training loss", note=" ".join(filter(None, notes)), svg=svg, is_wide=True)
 

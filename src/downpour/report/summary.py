@@ -11,6 +11,7 @@ from downpour.report.parts import (
     metric_label,
     tables_of,
 )
+from downpour.report.rounds import rounds_of, span_name
 from downpour.report.values import (
     bytes_text,
     compact_text,
@@ -39,13 +40,13 @@ def status(metrics: Metrics) -> tuple[str, str]:
     why = ""
     if stopped.startswith(FAILED):
         word, how, why = "Failed", "Failed after {time}", f" {stopped.removeprefix(FAILED)}"
-    epochs = epochs_of(metrics)
-    if not epochs:
-        return word, f"Not one epoch was finished.{why}"
+    name, spans = span_name(metrics), rounds_of(metrics) or epochs_of(metrics)
+    if not spans:
+        return word, f"Not one {name} was finished.{why}"
     steps, samples, seconds = (
         epoch_total(metrics, name) for name in ("steps", "samples", "seconds")
     )
-    sizes = f"{plural(len(epochs), 'epoch')}, {plural(steps, 'step')}, {plural(samples, 'sample')}"
+    sizes = f"{plural(len(spans), name)}, {plural(steps, 'step')}, {plural(samples, 'sample')}"
     return word, f"{how.format(time=seconds_text(seconds))}: {sizes}.{why}"
 
 
