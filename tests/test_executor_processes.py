@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,10 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parents[1] / "docs" / "transpiler.md"
 SERVERS = "127.0.0.1:6174,127.0.0.1:6175"  # of the page
-SCRIPTS = ("clicks.py", "server.py", "trainer.py", "federated.py")
+SCRIPTS = (
+    "clicks.py", "server.py", "trainer.py", "federated.py", "write.py", "job_server.py",
+    "job_trainer.py",
+)  # fmt: skip
 
 SHOW = """
 import sys
@@ -100,21 +102,29 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
         yield Folder(tmp_path, free_endpoints(2), running)
 
 
-def ctrl_c(process: Process) -> None:
-    process._process.send_signal(signal.SIGINT)
-
-
 @pytest.mark.parametrize("mode", ["trainer", "federated"])
 def test_the_scripts_of_the_page_train(folder: Folder, mode: str) -> None:
     servers = folder.servers(*["federated"] * (mode == "federated"))
     trainers = [folder.start(f"{mode}.py", str(number)) for number in range(2)]
+    all_end_well(servers, trainers)
+
+
+def test_a_job_runs_from_the_folders_of_its_processes(folder: Folder) -> None:
+    writer = folder.start("write.py")
+    assert writer.exit_code() == 0, writer.log()
+    servers = [folder.start("job_server.py", f"job/server{number}") for number in range(2)]
+    trainers = [folder.start("job_trainer.py", f"job/trainer{number}") for number in range(2)]
+    all_end_well(servers, trainers)
+
+
+def all_end_well(servers: list[Process], trainers: list[Process]) -> None:
     for number, trainer in enumerate(trainers):
         assert trainer.exit_code() == 0, trainer.log()
         said = re.fullmatch(rf"trainer {number}: loss (0\.\d+)", trainer.line())
         assert said is not None
         assert float(said[1]) < 0.5  # of 0.69 at the start
     for server in servers:
-        ctrl_c(server)
+        server.interrupt()
         assert server.exit_code() == 0, server.log()
 
 
@@ -155,7 +165,7 @@ def test_servers_that_end_leave_no_trainer_waiting_and_end_once_all_have_gone(
     servers = folder.servers()
     first, second = waiting(folder)
     for server in servers:
-        ctrl_c(server)
+        server.interrupt()
     assert re.match(r"(Server|Worker)\w*Error: server \d ", first.out.read()), first.log()
     second.kill()
     for server in servers:
