@@ -46,6 +46,7 @@ QUESTIONS: dict[str, Callable[..., Result]] = {
     "startup": partial(run_module, "startup"),
     "train_step": partial(run_module, "train_step"),
     "servers": partial(run_module, "servers"),
+    "federated": partial(run_module, "federated"),
     "quality_movielens": partial(run_module, "quality_movielens"),
     "quality_gowalla": partial(run_module, "quality_gowalla"),
 }

@@ -23,7 +23,11 @@ def make_grids(title: str, figures: Mapping[str, object]) -> Iterator[Grid]:
     does each kind of mapping inside them. Everything else is a list of names and values.
     """
     groups = {name: figure for name, figure in figures.items() if _is_group(figure)}
-    columns = list(dict.fromkeys(key for group in groups.values() for key in group))
+    columns = list(
+        dict.fromkeys(
+            key for group in groups.values() for key, it in group.items() if not _is_curve(it)
+        )
+    )
     inner = {
         key: {name: group[key] for name, group in groups.items() if _is_group(group.get(key))}
         for key in columns
@@ -56,12 +60,16 @@ def _is_group(figure: object) -> TypeGuard[Mapping[str, object]]:
     return isinstance(figure, Mapping) and "value" not in figure
 
 
+def _is_curve(figure: object) -> bool:
+    return isinstance(figure, list) and len(figure) > LONGEST_LIST
+
+
 def _list(figures: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yield name, value, quartiles and aim of each figure; nested names are joined by `: `."""
     for key, figure in figures.items():
         name = f"{prefix}{key}".replace("_", " ")
         if not isinstance(figure, Mapping):
-            if not (isinstance(figure, list) and len(figure) > LONGEST_LIST):
+            if not _is_curve(figure):
                 yield name, number(figure), "", ""
         elif "value" in figure:
             yield name, _value(figure), _quartiles(figure), _aim(figure)

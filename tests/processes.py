@@ -51,6 +51,10 @@ class Process:
         """Ask it to end."""
         self._process.send_signal(signal.SIGTERM)
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
     def exit_code(self) -> int:
         """Wait for its end."""
         return self._process.wait(LIMIT_S)

@@ -146,7 +146,7 @@ def test_a_killed_server_is_named(tmp_path: Path) -> None:
     run = load_run(f"{SMALL}:endless")
     cluster = Cluster(servers=2, workers=1, deadline_s=4.0, worker_timeout_s=20.0)
     chief = Chief(f"{SMALL}:endless", run, tmp_path / "run", cluster=cluster, quiet=True)
-    threading.Timer(2.0, chief._servers[1].kill).start()
+    threading.Timer(2.0, chief._children.servers[1].kill).start()
     with pytest.raises((dp.ServerError, dp.WorkerLostError), match=r"server 1"):
         chief.train()
     assert "no model was kept" in metrics_of(tmp_path / "run")["stopped"]

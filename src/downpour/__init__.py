@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         WorkerLostError,
     )
     from downpour.features import Batch
+    from downpour.federated.federation import Federation
     from downpour.federated.methods import FedAdam, FedAvg, FedAvgM, FedProx
     from downpour.federated.update import ClipUpdate, Update
     from downpour.init import Constant, Normal, Uniform
@@ -97,6 +98,7 @@ _HOMES = {
         "WorkerLostError",
     ],
     "features": ["Batch"],
+    "federated.federation": ["Federation"],
     "federated.methods": ["FedAdam", "FedAvg", "FedAvgM", "FedProx"],
     "federated.update": ["ClipUpdate", "Update"],
     "init": ["Constant", "Normal", "Uniform"],
@@ -164,6 +166,7 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FedProx",
+    "Federation",
     "Files",
     "Frame",
     "Ftrl",

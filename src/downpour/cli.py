@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from downpour.cli_federated import client, federated
 from downpour.cli_options import (
     change_options,
     changed,
     changed_run,
+    clear_errors,
     cluster_of,
     patient,
     secured,
     security_of,
     split_addresses,
 )
-from downpour.errors import DownpourError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,16 +31,6 @@ BATCH_SIZE = 8192
 INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 
 
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Errors that Downpour raises on purpose are a line, not a traceback."""
-    try:
-        yield
-    except (DownpourError, OSError) as error:
-        lines = [str(error), *getattr(error, "__notes__", [])]
-        raise click.ClickException(" ".join("; ".join(lines).split())) from error
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="downpour-ps", prog_name="downpour")
 def main() -> None:
@@ -49,6 +39,10 @@ def main() -> None:
     TARGET is a file or module with a function that returns a downpour.Run, `run` unless it says
     another: examples/movielens.py, my.package.model:small_run.
     """
+
+
+main.add_command(federated)
+main.add_command(client)
 
 
 @main.command()
@@ -68,7 +62,7 @@ def plan(target: str, form: str) -> None:
 
     Example: downpour plan examples/movielens.py --format json
     """
-    with _clear_errors():
+    with clear_errors():
         import json
 
         from downpour.plan.text import as_dict, lines
@@ -122,7 +116,7 @@ def train(
 
     Example: downpour train examples/movielens.py --servers 2 --workers 2
     """
-    with _clear_errors():
+    with clear_errors():
         from downpour.folder import default_folder
         from downpour.train import Trainer, is_compiled
 
@@ -189,7 +183,7 @@ def server(
 
     Example: downpour server --port 4600
     """
-    with _clear_errors():
+    with clear_errors():
         from downpour.serving.process import run_server
 
         run_server(
@@ -233,7 +227,7 @@ def worker(
 
     Example: downpour worker model.py --servers a:4600,b:4600 --rank 0 --workers 2
     """
-    with _clear_errors():
+    with clear_errors():
         from downpour.engine.worker_process import run_worker
 
         run_worker(
@@ -253,7 +247,7 @@ def report(run_dir: Path) -> None:
 
     Example: downpour report runs/movielens
     """
-    with _clear_errors():
+    with clear_errors():
         from downpour.report import write_report
 
         click.echo(str(write_report(run_dir)))
@@ -271,7 +265,7 @@ def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) ->
 
     Example: downpour predict runs/movielens new.parquet --out scores.parquet
     """
-    with _clear_errors():
+    with clear_errors():
         saved, batches = _open(run_dir, file, batch_size, labels=False)
         rows = _write_scores(out, saved.predict_all(batches))
         click.echo(f"{out}: {rows:,} scores")
@@ -287,7 +281,7 @@ def evaluate(run_dir: Path, file: tuple[str, ...], batch_size: int, as_json: boo
 
     Example: downpour eval runs/movielens test.parquet --json
     """
-    with _clear_errors():
+    with clear_errors():
         import json
 
         saved, batches = _open(run_dir, file, batch_size, labels=True)

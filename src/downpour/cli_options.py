@@ -1,16 +1,31 @@
-"""Options that several commands have alike, and what they say."""
+"""What several commands have alike: their errors, and options with what they say."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from downpour.errors import DownpourError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from downpour.engine.cluster import Cluster
     from downpour.run import Run
     from downpour.security import Security
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Errors that Downpour raises on purpose are a line, not a traceback."""
+    try:
+        yield
+    except (DownpourError, OSError) as error:
+        lines = [str(error), *getattr(error, "__notes__", [])]
+        raise click.ClickException(" ".join("; ".join(lines).split())) from error
 
 
 def secured(command: Any) -> Any:
@@ -26,9 +41,9 @@ def secured(command: Any) -> Any:
     return command
 
 
-def patient(command: Any) -> Any:
-    """The options of how long a run with servers waits, and what for."""
-    for option in (
+def _timed(silent: str, help_: str) -> tuple[Any, ...]:
+    """The options that all have who wait for servers and others: `silent` is for those."""
+    return (
         click.option(
             "--placement",
             type=click.Choice(["round_robin", "hash"]),
@@ -46,16 +61,17 @@ def patient(command: Any) -> Any:
         click.option(
             "--start", type=float, default=180.0, show_default=True, help="Seconds for all to come."
         ),
-        click.option(
-            "--worker-timeout",
-            type=float,
-            default=10.0,
-            show_default=True,
-            help="Seconds of silence after which a worker is lost.",
-        ),
+        click.option(silent, type=float, default=10.0, show_default=True, help=help_),
         click.option(
             "--deadline", type=float, default=30.0, show_default=True, help="Seconds a request."
         ),
+    )
+
+
+def patient(command: Any) -> Any:
+    """The options of how long a run with servers waits, and what for."""
+    for option in (
+        *_timed("--worker-timeout", "Seconds of silence after which a worker is lost."),
         click.option(
             "--on-worker-loss",
             type=click.Choice(["stop", "continue"]),
@@ -63,6 +79,13 @@ def patient(command: Any) -> Any:
             show_default=True,
         ),
     ):
+        command = option(command)
+    return command
+
+
+def patient_rounds(command: Any) -> Any:
+    """The options of how long a federation waits, and what for."""
+    for option in _timed("--client-timeout", "Seconds of silence after which a client is lost."):
         command = option(command)
     return command
 

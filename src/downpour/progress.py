@@ -33,6 +33,7 @@ class RunState:
     """What is shown, as of the last step or report."""
 
     epochs: int
+    unit: str = "epoch"  # or round, of a federation
     epoch: int = 0
     step: int = 0  # of this epoch
     num_steps: int | None = None
@@ -45,7 +46,7 @@ class RunState:
     @property
     def epoch_text(self) -> str:
         """epoch 2/6"""
-        return f"epoch {self.epoch}/{self.epochs}"
+        return f"{self.unit} {self.epoch}/{self.epochs}"
 
     @property
     def steps_text(self) -> str:
@@ -219,10 +220,10 @@ class Progress:
         self._steps_before = 0 if self._cluster is None else self._cluster.steps
         self._shown_at = now
 
-    def step(self, *, samples: int, loss: float, rows: int) -> None:
-        """Count a step: its number of samples, its loss, and the rows in all tables after it."""
+    def step(self, *, samples: int, loss: float, rows: int, steps: int = 1) -> None:
+        """Count a step, or several: their samples, mean loss, and the rows in all tables then."""
         state = self.state
-        state.step += 1
+        state.step += steps
         state.rows = rows
         self._samples += samples
         self._loss_sum = LOSS_DECAY * self._loss_sum + (1 - LOSS_DECAY) * loss

@@ -1,4 +1,4 @@
-"""From `module_or_file[:function]` on the command line to the Run that it returns."""
+"""From `module_or_file[:function]` on the command line to what that returns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -18,29 +18,41 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 MODEL_SEED = 0
+T = TypeVar("T")
 
 
 def load_run(target: str) -> Run:
-    """Import a module or a file and call its function, `run` unless the target names another.
+    """What a function of a file or module returns, `run` unless the target names another.
+
+    See `load`. Raises SettingError.
+    """
+    return load(target, "run", Run)
+
+
+def load(target: str, function: str, kind: type[T]) -> T:
+    """Import a module or a file, call its function, and give what it returns.
 
     A file finds the modules beside it, as when Python runs it. Random numbers are seeded before
     the call, so that a model starts from the same weights each time. Raises SettingError.
     """
-    where, _, name = target.partition(":")
+    where, _, said = target.partition(":")
+    name = said or function
     if not where:
         raise SettingError(f"{target!r} names no file or module; give FILE or FILE:FUNCTION")
     module = _load(where)
-    function = getattr(module, name or "run", None)
-    if not callable(function):
+    made = getattr(module, name, None)
+    if not callable(made):
         raise SettingError(
-            f"{where} has no function {name or 'run'!r}; give FILE:FUNCTION, the function that "
-            "returns a downpour.Run"
+            f"{where} has no function {name!r}; give FILE:FUNCTION, the function that returns a "
+            f"downpour.{kind.__name__}"
         )
     torch.manual_seed(MODEL_SEED)
-    run = function()
-    if not isinstance(run, Run):
-        raise SettingError(f"{target}: {name or 'run'}() must return a downpour.Run, got {run!r}")
-    return run
+    given = made()
+    if not isinstance(given, kind):
+        raise SettingError(
+            f"{target}: {name}() must return a downpour.{kind.__name__}, got {given!r}"
+        )
+    return given
 
 
 def _load(where: str) -> ModuleType:

@@ -8,20 +8,14 @@ import json
 import os
 import secrets
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load as tensors_of
 
-from downpour import folder as run_folder
 from downpour.cluster_report import ClusterReport, ServerReport, WorkerReport
-from downpour.deployment import Deployment
-from downpour.engine.processes import (
-    STOP_S,
-    Child,
-    address_of,
-    security_options,
-    start_server,
-)
+from downpour.engine.children import Children
+from downpour.engine.processes import STOP_S, security_options
 from downpour.errors import DataError, ServerError
 from downpour.plan.specs import plan_name
 from downpour.train import Trainer, _Epoch
@@ -29,7 +23,6 @@ from downpour.warm import warm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from rich.console import Console
 
@@ -64,8 +57,8 @@ class Chief(Trainer):
         self.cluster = cluster
         self._target, self._worker_options = target, tuple(worker_options)
         self._metrics_port = metrics_port
-        self._servers: list[Child] = []
-        self._workers: list[Child] = []
+        may_go = cluster.on_worker_loss == "continue"
+        self._children = Children(None if folder is None else Path(folder), may_go=may_go)
         self._seen = ClusterReport()
         self._seen_at = time.monotonic()
         self._evaluated_at = 0
@@ -73,7 +66,7 @@ class Chief(Trainer):
         try:
             super().__init__(run, folder, quiet=quiet, console=console)
         except BaseException:
-            self._end_processes()
+            self._children.end()
             raise
 
     client: RemoteClient
@@ -86,14 +79,14 @@ class Chief(Trainer):
         try:
             metrics = super().train()
             self.client.close()
-            self._end_processes(STOP_S)
+            self._children.end(STOP_S)
             return metrics
         except BaseException as error:
             self.client.abandon(f"{type(error).__name__}: {error}")
             raise
         finally:
             self._exits.close()
-            self._end_processes()
+            self._children.end()
 
     def metrics(self) -> dict[str, Any]:
         """What was measured so far."""
@@ -112,26 +105,16 @@ class Chief(Trainer):
         warm(self.plan, served=True)  # here once, so that the others find the kernels compiled
         self._compile_s = time.perf_counter() - start
         cluster, name = self.cluster, secrets.token_hex(4)
-        addresses = cluster.addresses or self._start_servers()
+        addresses = cluster.addresses or self._children.start_servers(self.plan, cluster)
         if cluster.starts_workers:
             self._start_workers(addresses, name)
         else:
             name = "run"
         client = cluster.connect(self.plan, addresses, rank=-1, run=name, with_chief=True)
         assert client.membership is not None
-        client.membership.watch = self._see_children
+        client.membership.watch = self._children.look
         self._member: Membership = client.membership
         return client
-
-    def _start_servers(self) -> tuple[str, ...]:
-        cluster = self.cluster
-        deployment = Deployment(
-            plan=self.plan, num_shards=cluster.servers, sections=cluster.sections
-        )
-        for shard in range(cluster.servers):
-            log = self._log(f"server-{shard}")
-            self._servers.append(start_server(deployment, shard, log, cluster.security))
-        return tuple(address_of(server, cluster.start_s) for server in self._servers)
 
     def _start_workers(self, addresses: Sequence[str], name: str) -> None:
         cluster = self.cluster
@@ -148,24 +131,7 @@ class Chief(Trainer):
         threads = max(1, (os.cpu_count() or 1) // cluster.workers)  # of torch, in each
         for rank in range(cluster.workers):
             arguments = ["worker", self._target, "--rank", str(rank), *shared]
-            log = self._log(f"worker-{rank}")
-            self._workers.append(Child(f"worker {rank}", arguments, log, threads))
-
-    def _log(self, name: str) -> Path | None:
-        if self.folder is None:
-            return None
-        (self.folder / run_folder.LOGS).mkdir(exist_ok=True)
-        return self.folder / run_folder.LOGS / f"{name}.log"
-
-    def _see_children(self) -> None:
-        """Raise ServerError for a process of this run that has ended too early."""
-        for child in (*self._servers, *self._workers):
-            code = child.exit_code
-            if code not in (None, 0) and not self._is_tolerated(child):
-                raise ServerError(f"{child.name} ended with {_said(code)}{child.last_words()}")
-
-    def _is_tolerated(self, child: Child) -> bool:
-        return child in self._workers and self.cluster.on_worker_loss == "continue"
+            self._children.start_trainer(f"worker {rank}", arguments, threads)
 
     def _warm(self) -> None:
         self.worker.phases_s["compile"] += self._compile_s
@@ -186,7 +152,7 @@ class Chief(Trainer):
         met = None
         while met is None:
             met = self._member.come(f"epoch {number} trained", with_chief=True, wait_s=LOOK_S)
-            self._see_children()
+            self._children.look()
             self._look()
             if stopping.requested and self._stopped is None:
                 self._halt("interrupted")
@@ -302,14 +268,3 @@ class Chief(Trainer):
     def _end_worker(self, *, keep: bool) -> None:
         if keep:  # else servers may be gone
             super()._end_worker(keep=keep)
-
-    def _end_processes(self, patience_s: float = 0.0) -> None:
-        for worker in self._workers:
-            worker.end(patience_s)
-        for server in self._servers:
-            server.end()
-        self._workers, self._servers = [], []
-
-
-def _said(code: int | None) -> str:
-    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"

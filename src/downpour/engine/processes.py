@@ -77,15 +77,21 @@ class Child:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f": {lines[-1][:500]} (see {self.log})" if lines else ""
 
-    def end(self, patience_s: float = 0.0) -> None:
-        """Wait so long for it to end, then close its stdin, then end it where it does not."""
+    def wait(self, seconds: float) -> None:
+        """Wait so long at most for it to end by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience_s)
+            self._process.wait(max(seconds, 0.0))
+
+    def let_go(self) -> None:
+        """Close its stdin, at which it ends."""
         with contextlib.suppress(OSError):
             self.stdin.close()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+
+    def end(self, patience_s: float = STOP_S) -> None:
+        """Let it go, and end it where it has not ended so many seconds later."""
+        self.let_go()
+        self.wait(patience_s)
+        if self.exit_code is None:
             self._process.kill()
             self._process.wait()
         if self._output is not None:

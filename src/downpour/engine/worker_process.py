@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from downpour.engine.cluster import Cluster
     from downpour.run import Run
 
+LOG = logging.getLogger("downpour")
 ORPHANED = 3  # exit code of a worker whose parent is gone
 
 
@@ -27,7 +29,7 @@ def run_worker(
     of_parent: end when stdin does, as then the process that started this one is gone.
     """
     if of_parent:
-        threading.Thread(target=_follow_parent, daemon=True).start()
+        threading.Thread(target=follow_parent, daemon=True).start()
     plan = make_plan(run)
     warm(plan)
     client = cluster.connect(
@@ -49,7 +51,9 @@ def run_worker(
         raise
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
+    """End this process when its stdin ends."""
     while os.read(sys.stdin.fileno(), 1):  # its buffer would be locked at this process's end
         pass
+    LOG.error("event=orphaned reason=the process that started this one is gone")
     os._exit(ORPHANED)

@@ -26,16 +26,18 @@ OptimizerState = Literal["kept", "fresh"]
 class FedAvg:
     """Federated averaging: McMahan et al. 2017. Raises SettingError.
 
-    local_steps: batches that a client trains on in a round; its next round begins with the one
-        after. local_epochs: or how often it goes through its data; one of the two, by default one
-        epoch.
-    weighting: whether a client counts by the "samples" that it has trained on, or "equal".
-    rows_over: a row of a lookup table moves by its mean change over "all" clients heard from, for
-        whom it has not changed where they did not touch it, or over those that "touched" it. The
-        first is what averaging whole tables would give; the second moves rare rows faster.
-    optimizer_state: whether the state of a client's own optimizer is "kept" from one of its rounds
-        to the next, or each begins "fresh". It never leaves the client.
-    server_lr: how much of the mean change is made.
+    Args:
+        local_steps: batches that a client trains on in a round; its next round begins with the one
+            after.
+        local_epochs: or how often it goes through its data; one of the two, by default one epoch.
+        weighting: whether a client counts by the "samples" that it has trained on, or "equal".
+        rows_over: a row of a lookup table moves by its mean change over "all" clients heard from,
+            for whom it has not changed where they did not touch it, or over those that "touched"
+            it. The first is what averaging whole tables would give; the second moves rare rows
+            faster.
+        optimizer_state: whether the state of a client's own optimizer is "kept" from one of its
+            rounds to the next, or each begins "fresh". It never leaves the client.
+        server_lr: how much of the mean change is made.
     """
 
     local_steps: int | None = None

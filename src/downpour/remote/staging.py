@@ -94,6 +94,11 @@ class StagingClient(RemoteClient):
         self.step = self.after = step
         self._tables.clear()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `finish` would not wait."""
+        return all(ticket.is_done for ticket in self._staged)
+
     def finish(self) -> None:
         """Wait until the servers have all that was staged, or committed."""
         staged, self._staged = self._staged, []

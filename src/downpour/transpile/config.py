@@ -16,12 +16,13 @@ SplitMethod = Literal["RoundRobin", "HashName"]
 class DistributeTranspilerConfig:
     """How variables are split over servers, and how training is spread. Raises SettingError.
 
-    slice_var_up: whether variables are split at all, or each is whole on one server.
-    min_block_size: elements below which a variable is not split further.
-    split_method: sections go to the servers in turn, or each to the one that the hash of its name
-        gives: the same in every process.
-    federation: a method as `FedAvg`, by which trainers step by themselves and servers average what
-        has changed; None: trainers send gradients, and servers step.
+    Args:
+        slice_var_up: whether variables are split at all, or each is whole on one server.
+        min_block_size: elements below which a variable is not split further.
+        split_method: sections go to the servers in turn, or each to the one that the hash of its
+            name gives: the same in every process.
+        federation: a method as `FedAvg`, by which trainers step by themselves and servers average
+            what has changed; None: trainers send gradients, and servers step.
     """
 
     slice_var_up: bool = True

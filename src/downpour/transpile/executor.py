@@ -38,7 +38,7 @@ class Executor:
 
     A trainer runs its startup program once, which waits for the servers and the other trainers, and
     then again and again recv, local and send. In federated training recv takes all batches of the
-    round, whose rows it reads, and local runs on one after the other before send.
+    round, whose rows it reads, and local runs on one after the other before send::
 
         with dp.Executor(transpiled, model) as executor:
             executor.run(transpiler.get_startup_program())

@@ -1,0 +1,161 @@
+"""The commands of federated training: its coordinator, and a client."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from downpour.cli_options import clear_errors, patient_rounds, secured, security_of, split_addresses
+
+if TYPE_CHECKING:
+    from downpour.engine.cluster import Cluster
+    from downpour.federated.federation import Federation
+
+
+@click.command()
+@click.argument("target")
+@click.option("--clients", type=int, help="How many clients there are, in place of its own number.")
+@click.option("--rounds", type=int, help="How many rounds, in place of its own number.")
+@click.option("--seed", type=int, help="In place of its own.")
+@click.option("--servers", type=int, help="Average on so many server processes [1].")
+@click.option(
+    "--connect",
+    "addresses",
+    help="HOST:PORT,... of servers that run, in place of --servers; clients come from elsewhere.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
+@click.option("--quiet", is_flag=True, help="Print nothing but the last line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with each round.")
+@patient_rounds
+@secured
+def federated(
+    target: str,
+    clients: int | None,
+    rounds: int | None,
+    seed: int | None,
+    servers: int | None,
+    addresses: str | None,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Run the federation of TARGET, whose function `federation` returns a downpour.Federation.
+
+    On this machine each client and server is a process. With --connect the clients are started
+    elsewhere, by `downpour client`. Ctrl-C closes the round under way, keeps what was trained, and
+    exits with status 130.
+
+    Example: downpour federated examples/movielens_federated.py --clients 20
+    """
+    with clear_errors():
+        import json
+
+        from downpour.engine.coordinator import Coordinator
+        from downpour.folder import default_folder
+        from downpour.train import is_compiled
+
+        if servers is not None and addresses is not None:
+            raise click.UsageError("--servers starts servers, --connect names some; give one")
+        federation = _changed(target, clients, rounds, seed)
+        folder = out or default_folder(target)
+        if not (quiet or as_json or is_compiled()):
+            click.echo("planning; the first run on a machine compiles its kernels, about 20 s")
+        coordinator = Coordinator(
+            target,
+            federation,
+            folder,
+            cluster=_cluster(
+                settings,
+                servers=1 if servers is None else servers,
+                addresses=split_addresses(addresses),
+                starts_workers=addresses is None,
+            ),
+            changes=_change_options(rounds, seed),
+            quiet=quiet or as_json,
+        )
+        metrics = coordinator.train()
+        if as_json:
+            told = ("stopped", "final", "samples_per_s", "rounds")
+            click.echo(json.dumps({"folder": str(folder), **{it: metrics[it] for it in told}}))
+        else:
+            click.echo(f"{folder}/ (report.html, metrics.json, plan.txt, events/, model/)")
+        if metrics["stopped"] == "interrupted":
+            raise SystemExit(130)
+
+
+@click.command()
+@click.argument("target")
+@click.option("--servers", required=True, help="HOST:PORT,... of all servers, in their order.")
+@click.option("--client", "number", type=int, required=True, help="Which client this is, from 0.")
+@click.option("--clients", type=int, help="How many there are, in place of the target's number.")
+@click.option("--rounds", type=int, hidden=True)
+@click.option("--seed", type=int, help="In place of its own.")
+@click.option("--of-parent", is_flag=True, hidden=True)
+@patient_rounds
+@secured
+def client(
+    target: str,
+    servers: str,
+    number: int,
+    clients: int | None,
+    rounds: int | None,
+    seed: int | None,
+    of_parent: bool,
+    **settings: Any,
+) -> None:
+    """Take part in the federation of TARGET as one of its clients, until it is over.
+
+    It asks TARGET for the data of this client alone. One that was stopped may be started again,
+    in the middle of a federation as well.
+
+    Example: downpour client model.py --servers a:4600,b:4600 --client 3
+    """
+    with clear_errors():
+        import logging
+
+        from downpour.engine.client_process import run_client
+
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        )
+        run_client(
+            _changed(target, clients, rounds, seed),
+            _cluster(settings, addresses=split_addresses(servers)),
+            client=number,
+            of_parent=of_parent,
+        )
+
+
+def _changed(target: str, clients: int | None, rounds: int | None, seed: int | None) -> Federation:
+    """The federation of a target, with what the command line changes in it."""
+    from downpour.federated.federation import Federation
+    from downpour.target import load
+
+    federation = load(target, "federation", Federation)
+    given: dict[str, Any] = {"clients": clients, "rounds": rounds, "seed": seed}
+    return replace(federation, **{k: v for k, v in given.items() if v is not None})
+
+
+def _change_options(rounds: int | None, seed: int | None) -> list[str]:
+    """The options of `_changed`, for the command line of a client."""
+    given = {"--rounds": rounds, "--seed": seed}
+    return [str(part) for name, v in given.items() if v is not None for part in (name, v)]
+
+
+def _cluster(settings: dict[str, Any], **more: Any) -> Cluster:
+    """What `patient_rounds` and `secured` options say."""
+    from downpour.engine.cluster import Cluster
+    from downpour.plan.sections import Sections
+
+    return Cluster(
+        deadline_s=settings["deadline"],
+        worker_timeout_s=settings["client_timeout"],
+        start_s=settings["start"],
+        sections=Sections(min_size=settings["min_section"], placement=settings["placement"]),
+        security=security_of(settings),
+        **more,
+    )

@@ -1,0 +1,308 @@
+"""The coordinator of a federation: it samples, opens and closes rounds, evaluates and saves."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from downpour.deployment import Deployment
+from downpour.engine.children import Children
+from downpour.engine.clients import Clients
+from downpour.engine.processes import STOP_S
+from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
+from downpour.federated.local_checks import refuse_plan
+from downpour.remote.connect import open_servers
+from downpour.remote.enrolment import Coordination
+from downpour.remote.staging import StagingClient
+from downpour.serving.members import CHIEF
+from downpour.train import Trainer, _Epoch
+from downpour.warm import warm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+    from downpour.engine.cluster import Cluster
+    from downpour.federated.federation import Federation
+    from downpour.stopping import Stopping
+
+SETTLE_S = 0.002  # between two looks whether servers have committed
+LOOK_S = 0.5  # between two looks at clients and servers
+UNREACHED_S = 2.0  # how long a server is tried before its process is looked at
+
+
+class Coordinator(Trainer):
+    """Runs a `Federation` on servers and clients, and writes the folder of a run.
+
+    target: where client processes find the federation, FILE or FILE:FUNCTION. cluster: its servers;
+    `starts_workers` says whether clients are started here, each a process, or come from elsewhere
+    by `downpour client`. Its `worker_timeout_s` is the silence after which a client is lost.
+    `changes` are options of the command line that change the federation, for clients.
+
+    Raises SettingError for what clients cannot train, RefusedError where servers have another
+    federation under way.
+    """
+
+    client: StagingClient
+
+    def __init__(
+        self,
+        target: str,
+        federation: Federation,
+        folder: str | Path | None = None,
+        *,
+        cluster: Cluster,
+        changes: Sequence[str] = (),
+        quiet: bool = False,
+        console: Console | None = None,
+    ) -> None:
+        self.federation, self.cluster = federation, cluster
+        self.rounds: list[dict[str, Any]] = []
+        self._target, self._changes = target, tuple(changes)
+        self._children = Children(None if folder is None else Path(folder), may_go=True)
+        self._failed_rounds = 0
+        self._is_committed = True  # the last round
+        self._incarnation = secrets.randbits(52)
+        self._exits = contextlib.ExitStack()
+        self._exits.callback(self._children.end)
+        try:
+            super().__init__(federation.run, folder, quiet=quiet, console=console)
+            self.history.settings["federation"] = federation.settings()
+            self.progress.state.unit = "round"
+            self._begin()
+        except BaseException:
+            self._exits.close()
+            raise
+
+    def train(self) -> dict[str, Any]:
+        """Run all rounds, to the early stop, or to Ctrl-C; see Trainer.train.
+
+        Raises also ServerError, and WorkerLostError where too few clients are heard from.
+        """
+        try:
+            metrics = super().train()
+            self._coordination.end(metrics["stopped"])
+            self.client.close()
+            self._children.end(STOP_S)
+            return metrics
+        except BaseException as error:
+            with contextlib.suppress(ServerError):
+                self._children.look()  # a server that has ended here cannot be told
+                self._coordination.end(f"failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._exits.close()
+
+    def present(self) -> list[int]:
+        """The clients that are here, by number."""
+        return self._clients.present(self._coordination)
+
+    def metrics(self) -> dict[str, Any]:
+        """What was measured so far; `rounds` has each round."""
+        return {**super().metrics(), "rounds": self.rounds}
+
+    # Starting.
+
+    def _make_client(self) -> StagingClient:
+        """Start what is to be started, and connect to the servers."""
+        refuse_plan(self.plan)
+        self._clients = Clients(
+            self.federation.clients, self._children, self.cluster, self.progress.say
+        )
+        self._open_folder()
+        if self._events is not None:
+            self._exits.callback(self._events.close)
+        start = time.perf_counter()
+        warm(self.plan, served=True)  # here once, so that the others find the kernels compiled
+        self._compile_s = time.perf_counter() - start
+        cluster = self.cluster
+        addresses = cluster.addresses or self._children.start_servers(self.plan, cluster)
+        if cluster.starts_workers:
+            self._clients.start(self._target, addresses, self._changes)
+        deployment = Deployment(
+            plan=self.plan, num_shards=len(addresses), sections=cluster.sections
+        )
+        servers = open_servers(
+            deployment,
+            addresses,
+            f"coordinator-{self._incarnation:x}",
+            deadline_s=cluster.deadline_s,
+            start_s=cluster.start_s,
+            security=cluster.security,
+        )
+        client = StagingClient(deployment, servers, rank=CHIEF, start_s=cluster.start_s)
+        self._exits.callback(client.abandon, None)
+        client.weighs_equally = self.federation.method.weighting == "equal"
+        client.over_touched = self.federation.method.rows_over == "touched"
+        return client
+
+    def _begin(self) -> None:
+        """Let clients in, now that dense tables have their first weights."""
+        committed = {server.greeting["committed"] for server in self.client.remote}
+        if len(committed) > 1:
+            raise RefusedError(
+                f"the servers have different rounds, {sorted(committed)}: a coordinator was lost "
+                "amid a commit. Start new servers"
+            )
+        self._coordination = Coordination(
+            self.client.remote[0],
+            self._incarnation,
+            self.federation.clients,
+            self.federation.fingerprint(self.plan),
+            timeout_s=self.cluster.worker_timeout_s,
+        )
+        while self.client.step + 1 < self._coordination.next_round:  # of a coordinator that is gone
+            self.client.commit({}, ())
+            self.client.finish()
+
+    def _warm(self) -> None:
+        self.worker.phases_s["compile"] += self._compile_s
+
+    # Rounds.
+
+    def _train_epoch(self, number: int, stopping: Stopping) -> None:
+        try:
+            self._train_round(number, stopping)
+        except ServerError:
+            time.sleep(LOOK_S / 5)  # a process that was killed has ended a moment later
+            self._children.look()  # of one that was started here, how it has ended says more
+            raise
+
+    def _train_round(self, number: int, stopping: Stopping) -> None:
+        present = self._clients.wait(self._coordination, stopping, for_all=number == 1)
+        if not present:
+            self._stopped = "interrupted"
+            return
+        epoch = self._epoch = _Epoch(number)
+        self.progress.start_epoch(number)
+        view = self._run_round(present, stopping)
+        if stopping.requested:
+            self._stopped = "interrupted"
+        self._commit(view)
+        seconds = time.perf_counter() - epoch.start
+        self._count(epoch, view, seconds)
+        self.worker.pull_dense()
+        self._end_epoch(epoch)
+        self._note(view, seconds)
+        if self._failed_rounds >= self.federation.max_failed_rounds and self._stopped is None:
+            raise WorkerLostError(self._too_few(view))
+
+    def _run_round(self, present: Sequence[int], stopping: Stopping) -> dict[str, Any]:
+        """Sample clients, let them train, and close the round."""
+        number = self.client.step + 1
+        sampled = self.federation.sample(present, number)
+        deadline_s = self.federation.deadline_s
+        self._coordination.open(number, sampled, deadline_s)
+        until = time.monotonic() + deadline_s
+        while True:
+            view = self._watch(min(LOOK_S, max(until - time.monotonic(), 0.0)))
+            self._clients.look()
+            waits_for = len(view["sampled"]) - len(view["reports"]) - len(view["dropped"])
+            if not waits_for or stopping.requested or time.monotonic() >= until:
+                return self._coordination.close(number)
+
+    def _watch(self, wait_s: float) -> dict[str, Any]:
+        """How the round stands after so long. Servers' processes are looked at where one is mute.
+
+        Raises ServerError.
+        """
+        until = time.monotonic() + self.cluster.deadline_s
+        while True:
+            try:
+                return self._coordination.watch(wait_s, wait_s + UNREACHED_S)
+            except ServerError:
+                self._children.look()
+                if time.monotonic() > until:
+                    raise
+
+    def _commit(self, view: Mapping[str, Any]) -> None:
+        """Let all servers take the mean of what was heard, if it is enough."""
+        reports = view["reports"]
+        is_enough = len(reports) >= self.federation.num_needed(len(view["sampled"]))
+        counted = reports if is_enough else {}
+        samples = {int(client): report["samples"] for client, report in counted.items()}
+        tables = {table for report in counted.values() for table in report["tables"]}
+        self.client.commit(samples, tables & self.client.steps.keys())  # a report may say anything
+        since = time.monotonic()
+        while not self.client.is_settled:
+            time.sleep(SETTLE_S)
+            if time.monotonic() - since > LOOK_S:
+                self._children.look()
+        self.client.finish()
+        self._is_committed = is_enough
+        self._failed_rounds = 0 if is_enough else self._failed_rounds + 1
+
+    def _too_few(self, view: Mapping[str, Any]) -> str:
+        why = "; ".join(f"client {client}: {text}" for client, text in view["dropped"].items())
+        return (
+            f"no quorum in {self._failed_rounds} rounds in a row; round {view['round']} needed "
+            f"{self.federation.num_needed(len(view['sampled']))} of {len(view['sampled'])} clients "
+            f"and heard from {len(view['reports'])}. {why}. Give a longer deadline_s or a smaller "
+            "quorum"
+        )
+
+    def _count(self, epoch: _Epoch, view: Mapping[str, Any], seconds: float) -> None:
+        """Sum up what clients have reported."""
+        for report in view["reports"].values():
+            epoch.samples += report["samples"]
+            epoch.steps += report["steps"]
+            for program, loss in report["losses"].items():
+                epoch.losses[program] = epoch.losses.get(program, 0.0) + loss
+        if epoch.samples:
+            loss = sum(epoch.losses.values()) / epoch.samples
+            self.history.add_steps(epoch.steps, loss, epoch.samples, seconds)
+            self._look_at_tables()
+            self.progress.step(samples=epoch.samples, loss=loss, rows=self._rows, steps=epoch.steps)
+            if self._events is not None:
+                self._events.scalars(self.history.step, {"train/loss": loss})
+
+    def _evaluate(self, epoch: _Epoch) -> bool:
+        """See Trainer; after a round that was not committed the model is what it was."""
+        return self._is_committed and super()._evaluate(epoch)
+
+    def _note(self, view: Mapping[str, Any], seconds: float) -> None:
+        """Keep what is told of a round."""
+        summary, reports = self.history.epochs[-1], view["reports"]
+        results = summary.get("eval", {})
+        self.rounds.append(
+            {
+                "round": view["round"],
+                "sampled": view["sampled"],
+                "heard_from": sorted(map(int, reports)),
+                "dropped": {int(client): why for client, why in view["dropped"].items()},
+                "is_committed": self._is_committed,
+                "samples": summary["samples"],
+                "loss": summary["loss"] if reports else None,
+                "auc": results.get("auc"),
+                "logloss": results.get("logloss"),
+                "bytes_sent": sum(report["bytes_sent"] for report in reports.values()),
+                "bytes_received": sum(report["bytes_received"] for report in reports.values()),
+                "seconds": seconds,
+            }
+        )
+        for client, why in view["dropped"].items():
+            self.progress.say(f"round {view['round']}: client {client} was dropped: {why}")
+        if not self._is_committed:
+            self.progress.say(f"round {view['round']}: no quorum, so nothing was applied")
+        self._write_metrics()
+
+    # Ending.
+
+    def _fail(self, error: Exception) -> None:
+        """Keep what the servers still have."""
+        try:
+            self._children.look()
+            super()._fail(error)
+        except DownpourError as lost:
+            why = "" if str(lost) == str(error) else f": {lost}"
+            error.add_note(f"no model was kept{why}")
+            self._stopped = f"failed: no model was kept: {type(error).__name__}: {error}"
+            self._close(keep=False)
+
+    def _end_worker(self, *, keep: bool) -> None:
+        if keep:  # else servers may be gone
+            super()._end_worker(keep=keep)
