@@ -85,8 +85,9 @@ def test_where_a_federation_has_ended_a_client_waits_for_another_one(
     with pytest.raises(WorkerLostError, match=r"is over: all rounds are done; waited 0\.1 s for"):
         enrolled([remote], 0, start_s=0.1)
     with Leader(addresses, incarnation=8) as leader:
-        enrolled([remote], 0)
+        client = enrolled([remote], 0)
         assert leader.states() == {0: "running"}
+        client.leave()
 
 
 def test_a_client_with_other_settings_or_in_a_taken_place_is_refused(
@@ -99,7 +100,7 @@ def test_a_client_with_other_settings_or_in_a_taken_place_is_refused(
         with pytest.raises(RefusedError, match="client 1 has other settings than this federation"):
             enrolled([remote], 1, settings="FedProx()")
         first.leave()
-        enrolled([remote], 0, incarnation=9)
+        enrolled([remote], 0, incarnation=9).leave()
 
 
 def test_a_client_that_comes_late_joins_the_next_round(addresses: list[str]) -> None:
@@ -155,6 +156,7 @@ def test_a_question_without_an_answer_is_asked_again(
 
         given = at_once([enrolment.ask, open_late])[0]
         assert (given.number, 0.0 < given.left_s <= LONG_S) == (1, True)
+        enrolment.leave()
 
 
 def test_who_was_silent_too_long_enrolls_once_more_and_goes_on(addresses: list[str]) -> None:

@@ -39,7 +39,8 @@ def pooled(by: Any, rows: np.ndarray, bags: BagLayout) -> tuple[np.ndarray, np.n
 def assert_same(rows: np.ndarray, bags: BagLayout) -> None:
     for ours, theirs in zip(pooled(torch_pool, rows, bags), pooled(pool, rows, bags), strict=True):
         assert ours.dtype == theirs.dtype
-        np.testing.assert_allclose(ours, theirs, rtol=1e-12 if rows.dtype == float else 1e-5)
+        rtol, atol = (1e-12, 1e-13) if rows.dtype == float else (1e-5, 1e-6)  # sums may cancel
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
 
 
 @given(cases, st.sampled_from([1, 3, 8]), st.sampled_from([np.float32, np.float64]))

@@ -42,9 +42,11 @@ def write_log(path: Path, rows: int = 100, **changes: Any) -> Path:
 
 
 def fail(trainer: Trainer, error: type[Exception], message: str) -> Exception:
+    before = {*threading.enumerate()}
     with pytest.raises(error, match=message) as caught:
         trainer.train()
-    assert not [it for it in threading.enumerate() if it.name.startswith("downpour")]
+    left = {*threading.enumerate()} - before
+    assert not [it for it in left if it.name.startswith("downpour")]
     return caught.value
 
 

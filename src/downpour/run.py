@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,7 +16,7 @@ from downpour.features import Batch
 from downpour.metrics import click_metrics
 from downpour.optimizer import DownpourSGD
 from downpour.plan.losses import named_losses
-from downpour.settings import short
+from downpour.settings import refuse_unknown, short
 from downpour.strategy import Strategy
 from downpour.transfer import checked_device
 
@@ -104,14 +103,7 @@ class Run:
 
         def __new__(cls, *args: object, **settings: object) -> Self:
             """Refuse a setting that there is not, with the name that may have been meant."""
-            known = [field.name for field in fields(cls)]
-            for name in settings:
-                if name not in known:
-                    near = get_close_matches(name, known, n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else "."
-                    raise SettingError(
-                        f"Run has no setting {name!r}{hint} It has: {', '.join(known)}"
-                    )
+            refuse_unknown(cls, settings)
             return object.__new__(cls)
 
     def __post_init__(self) -> None:

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, Field, fields, is_dataclass
+from difflib import get_close_matches
 from itertools import zip_longest
 from numbers import Real
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from downpour.errors import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def refuse_unknown(kind: type, given: Iterable[str]) -> None:
+    """Raise SettingError for a name that a dataclass does not have, with the nearest one."""
+    known = [it.name for it in fields(kind)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise SettingError(
+                f"{kind.__name__} has no setting {name!r}{hint} It has: {', '.join(known)}"
+            )
 
 
 def is_number(value: object) -> TypeGuard[float]:

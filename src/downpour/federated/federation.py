@@ -6,8 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +16,7 @@ from downpour.federated.local_checks import refuse_model
 from downpour.federated.methods import FedAvg
 from downpour.optimizer import DownpourSGD
 from downpour.run import EarlyStop, Evaluate, Predict, Run, sigmoid_of_model
-from downpour.settings import is_number
+from downpour.settings import is_number, refuse_unknown
 
 if TYPE_CHECKING:
     from typing import Self
@@ -92,14 +91,7 @@ class Federation:
 
         def __new__(cls, *args: object, **settings: object) -> Self:
             """Refuse a setting that there is not, with the name that may have been meant."""
-            known = [it.name for it in fields(cls)]
-            for name in settings:
-                if name not in known:
-                    near = get_close_matches(name, known, n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else "."
-                    raise SettingError(
-                        f"Federation has no setting {name!r}{hint} It has: {', '.join(known)}"
-                    )
+            refuse_unknown(cls, settings)
             return object.__new__(cls)
 
     def __post_init__(self) -> None:
