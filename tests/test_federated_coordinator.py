@@ -228,12 +228,18 @@ class Here:
         return [{"client": client, "state": state} for client, state in states.items()]
 
 
-def waited_for(running: Sequence[int], exit_codes: Sequence[int | None], *, for_all: bool) -> Any:
+def waited_for(
+    running: Sequence[int],
+    exit_codes: Sequence[int | None],
+    *,
+    for_all: bool,
+    start_s: float = 0.3,
+) -> Any:
     """Who is here, and what was said; clients with these exit codes were started."""
     said: list[str] = []
     children: Any = Children(None, may_go=True)
     children.trainers = [Process(f"client {it}", code) for it, code in enumerate(exit_codes)]
-    clients = Clients(3, children, Cluster(start_s=0.3), said.append)
+    clients = Clients(3, children, Cluster(start_s=start_s), said.append)
     here: Any = Here(running)
     return clients.wait(here, Stopping(said.append), for_all=for_all), said
 
@@ -245,7 +251,7 @@ def test_all_clients_are_waited_for_and_then_those_that_came() -> None:
 
 
 def test_a_process_that_has_ended_is_named_and_not_waited_for() -> None:
-    present, said = waited_for([0, 2], [None, 1, None], for_all=True)
+    present, said = waited_for([0, 2], [None, 1, None], for_all=True, start_s=600.0)
     assert present == [0, 2]
     assert said == [
         "client 1 ended with exit code 1: no disk",
@@ -254,7 +260,7 @@ def test_a_process_that_has_ended_is_named_and_not_waited_for() -> None:
 
 
 def test_who_comes_from_elsewhere_is_enough_where_all_processes_have_ended() -> None:
-    present, _ = waited_for([1], [-9, -9, -9], for_all=False)
+    present, _ = waited_for([1], [-9, -9, -9], for_all=False, start_s=600.0)
     assert present == [1]
     with pytest.raises(dp.WorkerLostError, match=r"all clients have ended: client 0: no disk"):
-        waited_for([], [-9, -9, -9], for_all=False)
+        waited_for([], [-9, -9, -9], for_all=False, start_s=600.0)

@@ -192,6 +192,16 @@ def waits_for(come: Callable[[], bool], progress: Progress, update: Update) -> U
     return update
 
 
+def test_the_first_round_waits_for_all(progress: Progress) -> None:
+    def come_late() -> None:
+        until(lambda: progress.present == [0, 1])
+        threading.Event().wait(0.5)  # in which the coordinator looks some times
+
+    make = partial(federation, rounds=1)
+    ours = federate(make, before={2: come_late}, progress=progress)
+    assert ours.heard_from == [EVERYONE]
+
+
 def test_who_comes_later_takes_part_from_the_next_round_on(progress: Progress) -> None:
     ours = federate(
         federation,
