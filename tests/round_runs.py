@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from downpour.serving.rounds import ClientView, Rounds, RoundView, Task
+from downpour.serving.rounds import Rounds
 from tests.member_runs import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from concurrent.futures import Future, ThreadPoolExecutor
+
+    from downpour.serving.enrolled import ClientView
+    from downpour.serving.one_round import RoundView, Task
 
     T = TypeVar("T")
 

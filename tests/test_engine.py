@@ -14,11 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import downpour as dp
+from downpour.cli import main
+from downpour.cli_options import cluster_of
 from downpour.engine.chief import Chief
 from downpour.engine.cluster import Cluster
+from downpour.engine.processes import cluster_options
 from downpour.folder import CONTENT
 from downpour.target import load_run
 
@@ -40,6 +44,23 @@ def train(target: str, folder: Path | None, *options: str, **cluster: Any) -> Ch
     )
     chief.train()
     return chief
+
+
+@pytest.mark.parametrize("name", ["worker", "client"])
+@pytest.mark.parametrize(
+    "sections",
+    [dp.Sections(), dp.Sections(min_size=7, placement="hash"), dp.Sections(split=False)],
+    ids=["default", "small by hash", "whole"],
+)
+def test_processes_that_are_started_are_told_all_of_the_cluster(
+    name: str, sections: dp.Sections
+) -> None:
+    cluster = Cluster(deadline_s=7.0, start_s=8.0, sections=sections)
+    who = {"worker": ["--rank", "0", "--workers", "1"], "client": ["--client", "0"]}[name]
+    words = ["run.py", "--servers", "a:1", *who, *cluster_options(cluster)]
+    above = click.Context(main, **main.context_settings)  # commands keep the help option they get
+    with main.commands[name].make_context(name, words, parent=above) as context:
+        assert cluster_of(context.params) == cluster
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from downpour.errors import RefusedError, RoundClosedError, SettingError
-from downpour.serving.rounds import Rounds, Task
+from downpour.serving.one_round import Task
+from downpour.serving.rounds import Rounds
 from tests.round_runs import COORDINATOR, DEADLINE_S, FIRST, SETTINGS, TIMEOUT_S, Federation, report
 
 # Who has enrolled.

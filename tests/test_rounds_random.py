@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downpour.errors import RefusedError, RoundClosedError, WorkerLostError
-from downpour.serving.rounds import Task
+from downpour.serving.one_round import Task
 from tests.round_runs import DEADLINE_S, FIRST, LONG_S, Federation, report
 
 if TYPE_CHECKING:
-    from downpour.serving.rounds import RoundView
+    from downpour.serving.one_round import RoundView
 
     Action: TypeAlias = tuple[str, int, int, set[int]]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from downpour.errors import RefusedError, RoundClosedError, WorkerLostError
-from downpour.serving.rounds import Task
+from downpour.serving.one_round import Task
 from tests.round_runs import (
     COORDINATOR,
     DEADLINE_S,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
-    from downpour.serving.rounds import RoundView
+    from downpour.serving.one_round import RoundView
 
 
 @pytest.fixture

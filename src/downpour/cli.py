@@ -10,6 +10,7 @@ import click
 
 from downpour.cli_federated import client, federated
 from downpour.cli_options import (
+    INTERRUPTED,
     change_options,
     changed,
     changed_run,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from downpour.saved import SavedRun
 
 BATCH_SIZE = 8192
-INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

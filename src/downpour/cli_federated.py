@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from downpour.cli_options import clear_errors, patient_rounds, secured, security_of, split_addresses
+from downpour.cli_options import (
+    INTERRUPTED,
+    as_options,
+    clear_errors,
+    cluster_of,
+    patient_rounds,
+    secured,
+    split_addresses,
+)
 
 if TYPE_CHECKING:
-    from downpour.engine.cluster import Cluster
     from downpour.federated.federation import Federation
 
 
@@ -68,13 +75,13 @@ def federated(
             target,
             federation,
             folder,
-            cluster=_cluster(
+            cluster=cluster_of(
                 settings,
                 servers=1 if servers is None else servers,
                 addresses=split_addresses(addresses),
                 starts_workers=addresses is None,
             ),
-            changes=_change_options(rounds, seed),
+            changes=as_options({"--rounds": rounds, "--seed": seed}),
             quiet=quiet or as_json,
         )
         metrics = coordinator.train()
@@ -84,7 +91,7 @@ def federated(
         else:
             click.echo(f"{folder}/ (report.html, metrics.json, plan.txt, events/, model/)")
         if metrics["stopped"] == "interrupted":
-            raise SystemExit(130)
+            raise SystemExit(INTERRUPTED)
 
 
 @click.command()
@@ -124,7 +131,7 @@ def client(
         )
         run_client(
             _changed(target, clients, rounds, seed),
-            _cluster(settings, addresses=split_addresses(servers)),
+            cluster_of(settings, addresses=split_addresses(servers)),
             client=number,
             of_parent=of_parent,
         )
@@ -138,24 +145,3 @@ def _changed(target: str, clients: int | None, rounds: int | None, seed: int | N
     federation = load(target, "federation", Federation)
     given: dict[str, Any] = {"clients": clients, "rounds": rounds, "seed": seed}
     return replace(federation, **{k: v for k, v in given.items() if v is not None})
-
-
-def _change_options(rounds: int | None, seed: int | None) -> list[str]:
-    """The options of `_changed`, for the command line of a client."""
-    given = {"--rounds": rounds, "--seed": seed}
-    return [str(part) for name, v in given.items() if v is not None for part in (name, v)]
-
-
-def _cluster(settings: dict[str, Any], **more: Any) -> Cluster:
-    """What `patient_rounds` and `secured` options say."""
-    from downpour.engine.cluster import Cluster
-    from downpour.plan.sections import Sections
-
-    return Cluster(
-        deadline_s=settings["deadline"],
-        worker_timeout_s=settings["client_timeout"],
-        start_s=settings["start"],
-        sections=Sections(min_size=settings["min_section"], placement=settings["placement"]),
-        security=security_of(settings),
-        **more,
-    )

@@ -11,11 +11,13 @@ import click
 from downpour.errors import DownpourError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from downpour.engine.cluster import Cluster
     from downpour.run import Run
     from downpour.security import Security
+
+INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 
 
 @contextlib.contextmanager
@@ -41,9 +43,16 @@ def secured(command: Any) -> Any:
     return command
 
 
-def _timed(silent: str, help_: str) -> tuple[Any, ...]:
-    """The options that all have who wait for servers and others: `silent` is for those."""
+def _timed(silent: str, whom: str) -> tuple[Any, ...]:
+    """The options that all have who wait for servers and others; option `silent` is of others."""
+    help_ = f"Seconds of silence after which a {whom} is lost."
     return (
+        click.option(
+            "--split/--no-split",
+            default=True,
+            show_default=True,
+            help="Split parameters over servers, or keep each whole on one.",
+        ),
         click.option(
             "--placement",
             type=click.Choice(["round_robin", "hash"]),
@@ -61,7 +70,7 @@ def _timed(silent: str, help_: str) -> tuple[Any, ...]:
         click.option(
             "--start", type=float, default=180.0, show_default=True, help="Seconds for all to come."
         ),
-        click.option(silent, type=float, default=10.0, show_default=True, help=help_),
+        click.option(silent, "silence", type=float, default=10.0, show_default=True, help=help_),
         click.option(
             "--deadline", type=float, default=30.0, show_default=True, help="Seconds a request."
         ),
@@ -71,7 +80,7 @@ def _timed(silent: str, help_: str) -> tuple[Any, ...]:
 def patient(command: Any) -> Any:
     """The options of how long a run with servers waits, and what for."""
     for option in (
-        *_timed("--worker-timeout", "Seconds of silence after which a worker is lost."),
+        *_timed("--worker-timeout", "worker"),
         click.option(
             "--on-worker-loss",
             type=click.Choice(["stop", "continue"]),
@@ -85,7 +94,7 @@ def patient(command: Any) -> Any:
 
 def patient_rounds(command: Any) -> Any:
     """The options of how long a federation waits, and what for."""
-    for option in _timed("--client-timeout", "Seconds of silence after which a client is lost."):
+    for option in _timed("--client-timeout", "client"):
         command = option(command)
     return command
 
@@ -121,21 +130,30 @@ def changed_run(target: str, epochs: int | None, seed: int | None, consistency: 
 
 def change_options(epochs: int | None, seed: int | None, consistency: str | None) -> list[str]:
     """The options of `changed_run`, for the command line of a worker."""
-    given = {"--epochs": epochs, "--seed": seed, "--consistency": consistency}
+    return as_options({"--epochs": epochs, "--seed": seed, "--consistency": consistency})
+
+
+def as_options(given: Mapping[str, object]) -> list[str]:
+    """Options that were given, for another command line."""
     return [str(part) for name, v in given.items() if v is not None for part in (name, v)]
 
 
 def cluster_of(settings: dict[str, Any], **more: Any) -> Cluster:
-    """What `patient` and `secured` options say."""
+    """What `patient` or `patient_rounds`, and `secured` options say."""
     from downpour.engine.cluster import Cluster
     from downpour.plan.sections import Sections
 
+    if "on_worker_loss" in settings:
+        more["on_worker_loss"] = settings["on_worker_loss"]
     return Cluster(
-        on_worker_loss=settings["on_worker_loss"],
         deadline_s=settings["deadline"],
-        worker_timeout_s=settings["worker_timeout"],
+        worker_timeout_s=settings["silence"],
         start_s=settings["start"],
-        sections=Sections(min_size=settings["min_section"], placement=settings["placement"]),
+        sections=Sections(
+            min_size=settings["min_section"],
+            placement=settings["placement"],
+            split=settings["split"],
+        ),
         security=security_of(settings),
         **more,
     )

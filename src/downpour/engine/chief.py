@@ -15,7 +15,7 @@ from safetensors.torch import load as tensors_of
 
 from downpour.cluster_report import ClusterReport, ServerReport, WorkerReport
 from downpour.engine.children import Children
-from downpour.engine.processes import STOP_S, security_options
+from downpour.engine.processes import STOP_S, cluster_options
 from downpour.errors import DataError, ServerError
 from downpour.plan.specs import plan_name
 from downpour.train import Trainer, _Epoch
@@ -121,11 +121,8 @@ class Chief(Trainer):
         shared = [
             *("--servers", ",".join(addresses), "--workers", str(cluster.workers), "--run", name),
             *("--chief", "--of-parent", "--on-worker-loss", cluster.on_worker_loss),
-            *("--deadline", str(cluster.deadline_s), "--start", str(cluster.start_s)),
             *("--worker-timeout", str(cluster.worker_timeout_s)),
-            *("--min-section", str(cluster.sections.min_size)),
-            *("--placement", cluster.sections.placement),
-            *security_options(cluster.security),
+            *cluster_options(cluster),
             *self._worker_options,
         ]
         threads = max(1, (os.cpu_count() or 1) // cluster.workers)  # of torch, in each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from downpour.engine.processes import security_options
+from downpour.engine.processes import cluster_options
 from downpour.errors import WorkerLostError
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ class Clients:
         shared = [
             *("--servers", ",".join(addresses), "--clients", str(self._number)),
             *("--of-parent", "--client-timeout", str(cluster.worker_timeout_s)),
-            *("--deadline", str(cluster.deadline_s), "--start", str(cluster.start_s)),
-            *("--min-section", str(cluster.sections.min_size)),
-            *("--placement", cluster.sections.placement),
-            *security_options(cluster.security),
+            *cluster_options(cluster),
             *changes,
         ]
         for client in range(self._number):

@@ -136,8 +136,7 @@ class Coordinator(Trainer):
         )
         client = StagingClient(deployment, servers, rank=CHIEF, start_s=cluster.start_s)
         self._exits.callback(client.abandon, None)
-        client.weighs_equally = self.federation.method.weighting == "equal"
-        client.over_touched = self.federation.method.rows_over == "touched"
+        client.average_by(self.federation.method)
         return client
 
     def _begin(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from downpour.deployment import Deployment
+    from downpour.engine.cluster import Cluster
     from downpour.security import Security
 
 STOP_S = 10.0  # how long a process may take to end
@@ -131,6 +132,17 @@ def address_of(server: Child, timeout_s: float) -> str:
     if not line.startswith(LISTENING):
         raise ServerError(f"{server.name} did not start: {line}{server.last_words()}")
     return line.removeprefix(LISTENING).strip()
+
+
+def cluster_options(cluster: Cluster) -> list[str]:
+    """What all processes of a cluster have alike, as their command lines say it."""
+    sections = cluster.sections
+    return [
+        *("--deadline", str(cluster.deadline_s), "--start", str(cluster.start_s)),
+        *("--min-section", str(sections.min_size), "--placement", sections.placement),
+        "--split" if sections.split else "--no-split",
+        *security_options(cluster.security),
+    ]
 
 
 def security_options(security: Security) -> list[str]:

@@ -76,7 +76,7 @@ def _drawn(branches: Sequence[Branch], indent: str) -> Iterator[str]:
 
 def _sparse_branch(table: SparseTableSpec) -> Branch:
     accessor, features = table.accessor, [_feature_text(it) for it in table.features]
-    rows = [f"features {_listed(features)}"]
+    rows = [f"features {listed(features)}"]
     if isinstance(accessor, CtrAccessor):
         layout, embedx = accessor.layout, accessor.embedx_layout
         rows += [
@@ -107,7 +107,7 @@ def _part(rule: Any, init: Any, bounds: tuple[float, float] | None) -> str:
 def _dense_branch(table: DenseTableSpec) -> Branch:
     kind = "data-norm" if table.is_data_norm else "dense"
     sections = [f"{section.name} {list(section.shape)}" for section in table.sections]
-    rows = [_listed(sections, ", "), short(table.rule), *_files(table)]
+    rows = [listed(sections, ", "), short(table.rule), *_files(table)]
     return f"{table.id} {kind} {table.name}: {table.size:,} elements", [(row, []) for row in rows]
 
 
@@ -135,22 +135,22 @@ def _op_text(plan: Plan, op: Op) -> str:
         case PullDense(table, every):
             said = [table, *_every(every)]
         case PullSparse(table, features):
-            said = [f"{table}: {_listed(features)}"]
+            said = [f"{table}: {listed(features)}"]
         case WeighSamples(table, feature, threshold, ratio):
             said = [f"{table} {feature}, shown less than {threshold:g} times, ratio {ratio:g}"]
         case Compute(loss, no_grad, detached):
-            said = [loss, *([f"no gradient for {_listed(no_grad)}"] * bool(no_grad))]
-            said += [f"output detached of {_listed(detached)}"] * bool(detached)
+            said = [loss, *([f"no gradient for {listed(no_grad)}"] * bool(no_grad))]
+            said += [f"output detached of {listed(detached)}"] * bool(detached)
         case PushSparse(table, features, times_batch_size, counts):
-            said = [f"{table}: {_listed(features)}"]
+            said = [f"{table}: {listed(features)}"]
             said += ["* batch size"] * times_batch_size
             if counts:
-                whose = "" if counts == features else f" of {_listed(counts)}"
+                whose = "" if counts == features else f" of {listed(counts)}"
                 said.append(f"counts show and click{whose}")
         case PushDense(table, parameters, every, scale_datanorm):
             said = [table, *_every(every)]
             if len(parameters) < len(plan.dense_table(table).sections):
-                said.append(_listed(parameters))
+                said.append(listed(parameters))
             said += [] if scale_datanorm is None else [f"scale_datanorm {scale_datanorm:g}"]
     return f"{kind:<13}{', '.join(said)}"
 
@@ -159,7 +159,7 @@ def _every(every: int) -> list[str]:
     return [] if every == 1 else [f"every {every} batches"]
 
 
-def _listed(names: Sequence[str], joiner: str = " ") -> str:
+def listed(names: Sequence[str], joiner: str = " ") -> str:
     """Names, and how many more there are than fit on a line."""
     width = 0
     for shown, name in enumerate(names):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from downpour.client import Located
     from downpour.deployment import Deployment
+    from downpour.federated.methods import FedAvg
     from downpour.remote.link import Ticket
     from downpour.remote.membership import Membership
     from downpour.remote.server import RemoteServer
@@ -45,6 +46,11 @@ class StagingClient(RemoteClient):
         self.step = self.after = max(server.greeting["committed"] for server in servers)
         self._staged: list[Ticket] = []
         self._tables: set[str] = set()  # that this one has pushed in the step
+
+    def average_by(self, method: FedAvg) -> None:
+        """Weigh members, and rows over them, as a method of federated training says."""
+        self.weighs_equally = method.weighting == "equal"
+        self.over_touched = method.rows_over == "touched"
 
     def update(self, located: Located, pushes: Floats, *, is_mean: bool = True) -> None:
         """Stage a push for the step under way."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from downpour.errors import RefusedError, WorkerLostError
 from downpour.serving.fields import MAX_NAMES, number, text, texts, whole
-from downpour.serving.rounds import Rounds, Task
+from downpour.serving.one_round import Task
+from downpour.serving.rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from downpour.serving.rounds import RoundView
+    from downpour.serving.one_round import RoundView
 
     Verb = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -8,15 +8,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from downpour.errors import RefusedError, RoundClosedError, SettingError, WorkerLostError
-from downpour.serving.enrolled import ClientView, Enrolled, State
-from downpour.serving.one_round import OneRound, RoundView, Task
+from downpour.serving.enrolled import Enrolled
+from downpour.serving.one_round import OneRound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from downpour.serving.enrolled import Life
-
-__all__ = ["ClientView", "RoundView", "Rounds", "State", "Task"]
+    from downpour.serving.enrolled import ClientView, Life, State
+    from downpour.serving.one_round import RoundView, Task
 
 POLL_S = 0.2  # who waits looks this often for deadlines and for who went silent
 SHORTEST_PAUSE_S = 0.5  # a server looks a few times a second: shorter gaps are no pause of it

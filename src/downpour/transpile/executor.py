@@ -195,8 +195,7 @@ class Executor:
             return GradientTrainer(plan, model, client, device=self._device)
         assert isinstance(client, StagingClient)
         assert self._optimizer is not None
-        client.weighs_equally = federation.weighting == "equal"
-        client.over_touched = federation.rows_over == "touched"
+        client.average_by(federation)
         return LocalModel(
             plan,
             model,

@@ -176,10 +176,6 @@ def _like(sections: Sequence[VariableSection], name: str, kind: Kind) -> list[Va
     ]
 
 
-def _extent(section: VariableSection) -> tuple[str, str, str]:
-    return str(section.offset), str(section.size), shape_text(section.shape)
-
-
 def _named(of: Mapping[str, T], name: str, what: str) -> T:
     if name in of:
         return of[name]

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from downpour.plan.program import Compute, PullSparse, PushSparse, WeighSamples
-from downpour.plan.text import MOST
+from downpour.plan.text import listed
 from downpour.settings import short
 from downpour.transpile.ops import (
     Apply,
@@ -92,19 +92,19 @@ def _trained(op: PullSparse | WeighSamples | Compute | LocalStep | PushSparse) -
     """What an op of the local program says, or of rows."""
     match op:
         case PullSparse(table, features):
-            return f"{table}: {_listed(features)}"
+            return f"{table}: {listed(features)}"
         case WeighSamples(table, feature, threshold, ratio):
             return f"{table}: {feature}, shown less than {threshold:g} times, ratio {ratio:g}"
         case Compute(loss, no_grad, detached):
-            said = [loss, *([f"no gradient for {_listed(no_grad)}"] * bool(no_grad))]
-            said += [f"output detached of {_listed(detached)}"] * bool(detached)
+            said = [loss, *([f"no gradient for {listed(no_grad)}"] * bool(no_grad))]
+            said += [f"output detached of {listed(detached)}"] * bool(detached)
             return ", ".join(said)
         case LocalStep(loss, parameters, tables):
-            rows = [f"rows of {_listed(tables)}"] * bool(tables)
-            return f"{loss}: {', '.join([_listed(parameters)] * bool(parameters) + rows)}"
+            rows = [f"rows of {listed(tables)}"] * bool(tables)
+            return f"{loss}: {', '.join([listed(parameters)] * bool(parameters) + rows)}"
         case PushSparse(table, features, times_batch_size, counts):
-            said = [f"{table}: {_listed(features)}", *["* batch size"] * times_batch_size]
-            said += [f"counts show and click of {_listed(counts)}"] * bool(counts)
+            said = [f"{table}: {listed(features)}", *["* batch size"] * times_batch_size]
+            said += [f"counts show and click of {listed(counts)}"] * bool(counts)
             return ", ".join(said)
 
 
@@ -119,13 +119,3 @@ def _mean(trainers: int, weighting: Weighting, which: str = "") -> str:
 
 def _trainers(count: int) -> str:
     return f"{count} trainer{'s' * (count != 1)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names, and how many more there are than fit on a line."""
-    width = 0
-    for shown, name in enumerate(names):
-        width += len(name) + 1
-        if shown and width > MOST:
-            return f"{' '.join(names[:shown])} and {len(names) - shown:,} more"
-    return " ".join(names)
