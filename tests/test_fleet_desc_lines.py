@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import downpour as dp
 from downpour.plan.fleet_desc import encode, read_file
 from downpour.plan.fleet_desc.description import read_text
-from downpour.plan.fleet_desc.text import scan
+from downpour.plan.fleet_desc.scanning import scan
 from downpour.plan.plan import Plan
 from tests.plans import plain_table, plans, small_plan
 from tests.test_fleet_desc_text import V1
@@ -71,13 +71,31 @@ def test_fields_are_found_however_they_are_written(text: str, paths: str) -> Non
         ("fs_client_param {\n\n uris: ''}", "f:3: uris: is no field of FsClientParameter; did"),
         ("fs_client_param {\n uri: ''\n uri: ''\n}", "f:3: uri: is given twice; keep one"),
         ("fs_client_param { }\nfs_client_param {\n uri: ''\n}", "f:2: fs_client_param: is given"),
-        ("trainer_param {\n push_dense_per_batch: 1.5 }", "f:2: push_dense_per_batch: Couldn't"),
-        ("trainer_param {\n push_dense_per_batch: 9999999999 }", "f:2: push_dense_per_batch: Valu"),
-        ("fs_client_param { fs_type: S3 }", 'f:1: fs_type: Enum type "downpour.FsApiType" has no'),
-        ("fs_client_param { buffer_size:\n '1' }", "f:2: buffer_size: Couldn't parse integer: '1'"),
-        ("fs_client_param {\n uri: 'a\n}", "f:2: uri: String missing ending quote"),
-        ("fs_client_param {\n uri: 'a'\n", 'f:2: uri: Expected "}"'),
-        ("}", "f:1: Expected identifier or number"),
+        ("trainer_param {\n push_dense_per_batch: 1.5 }",
+            "f:2: push_dense_per_batch: must be a whole number from -2147483648 to 2147483647, g"),
+        ("trainer_param {\n push_dense_per_batch: 9999999999 }",
+            "f:2: push_dense_per_batch: must be a whole number from -2147483648 to 2147483647, g"),
+        ("trainer_param {\n push_dense_per_batch: }", "f:2: push_dense_per_batch: must be a whol"),
+        ("trainer_param { sparse_table { table_id: 08 } }", "f:1: table_id: must be a whole numb"),
+        ("fs_client_param { fs_type: S3 }", "f:1: fs_type: must be one of HDFS, AFS, got S3"),
+        ("fs_client_param { fs_type: 7 }", "f:1: fs_type: must be one of HDFS, AFS, got 7"),
+        ("fs_client_param { fs_type: 'AFS' }", "f:1: fs_type: must be one of HDFS, AFS, got 'AFS'"),
+        ("fs_client_param { buffer_size:\n '1' }", "f:2: buffer_size: must be a whole number fro"),
+        ("fs_client_param {\n uri: 'a\n}", "f:2: uri: the text has no closing quote: 'a"),
+        ("fs_client_param {\n uri: '\\xff' }", "f:2: uri: must be text in UTF-8, which these byt"),
+        ("fs_client_param {\n uri: a }", "f:2: uri: must be text in quotes, got a"),
+        ("fs_client_param {\n uri: 'a'\n", "f:2: fs_client_param: its closing } is missing"),
+        ("fs_client_param <\n uri: 'a'\n", "f:2: fs_client_param: its closing > is missing"),
+        ("fs_client_param\n 5", "f:2: fs_client_param: must be a message in braces, { ... }, got"),
+        ("trainer_param {\n skip_op: ['a' 'b', }", "f:2: skip_op: must be text in quotes, got }"),
+        ("trainer_param {\n skip_op: ['a' }", "f:2: skip_op: a list has commas between its items"),
+        ("trainer_param {\n push_dense_per_batch 5 }", "f:2: push_dense_per_batch: a colon must"),
+        ("[own.field]: 5", "f:1: field: no field has a name in brackets; write it without them"),
+        ("clip { setting {\n truth: true whole: 1 } }", "f:2: whole: there is truth too, and a s"),
+        ("clip { setting { truth: yes } }", "f:1: truth: must be true or false, got yes"),
+        ("clip { setting { number: x } }", "f:1: number: must be a number, got x"),
+        ("}", "f:1: the name of a field must stand here, got }"),
+        ("@", "f:1: the name of a field must stand here, got @"),
     ],
 )  # fmt: skip
 def test_what_is_no_description_is_refused_with_line_and_field(text: str, message: str) -> None:

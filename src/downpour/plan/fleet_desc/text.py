@@ -1,41 +1,29 @@
-"""Descriptions as text: protobuf's text form, and the lines that its fields are on."""
+"""Descriptions as text: protobuf's text form, read, or refused in words that name the field."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from downpour.errors import PlanError
-from downpour.plan.fleet_desc.places import Node, Place, Source, joined
+from downpour.plan.fleet_desc.kinds import rule_of
+from downpour.plan.fleet_desc.places import Node, Place, Source
+from downpour.plan.fleet_desc.scanning import field_at, scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-_TOKEN = re.compile(
-    r"""(?P<newline>\n) | [^\S\n]+ | \#[^\n]*
-    | (?P<text>"(?:\\.|[^"\\\n])*"? | '(?:\\.|[^'\\\n])*'?)
-    | (?P<word>[\w.+-]+)
-    | (?P<mark>.)""",
-    re.VERBOSE,
-)
+    from downpour.plan.fleet_desc.scanning import Found
+
+# What protobuf says, as far as it must be told apart; the rest is a value that a field cannot have.
 _UNKNOWN = re.compile(r'Message type "(.+)" has no field named "(.+)"')
 _TWICE = re.compile(r'should not have multiple "(.+)" fields')
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A field in the text, from 1."""
-
-    path: str
-    line: int
-    column: int
-
-    @property
-    def name(self) -> str:
-        """The field's own name."""
-        return self.path.rpartition(".")[2].partition("[")[0]
+_TWO_KINDS = re.compile(r'Field "(.+)" is specified along with field "(.+)", another')
+_UNREADABLE = "Couldn't parse string"
+_OPEN = "String missing ending quote"
+_NO_NAME = "Expected identifier or number"
+_EXPECTED = re.compile(r'Expected "(.)"')
 
 
 def parse(text: str, source: str = "fleet_desc") -> Node:
@@ -74,14 +62,58 @@ def _explain(error: Any, found: Sequence[Found], text: str) -> str:
     """Say line, field and fault of what protobuf refuses."""
     line, column = error.GetLine() or 1, error.GetColumn() or 1
     said = str(error).partition(" : ")[2]
-    said = said.removeprefix(f"'{text.split(chr(10))[line - 1]}': ")
     before = [it for it in found if (it.line, it.column) <= (line, column)]
-    if twice := _TWICE.search(said):
-        lines = [it.line for it in before if it.name == twice[1]]  # protobuf says where it ends
+    if twice := _TWICE.search(said):  # protobuf says where it ends
+        lines = [it.line for it in before if it.name == twice[1]]
         return f"{lines[-1] if lines else line}: {twice[1]}: is given twice; keep one"
+    if _UNREADABLE in said and before:
+        return f"{line}: {before[-1].name}: must be text in UTF-8, which these bytes are not"
     if unknown := _UNKNOWN.search(said):
         return f"{line}: {unknown[2]}: {_suggest(unknown[1], unknown[2])}"
-    return f"{line}: {before[-1].name}: {said}" if before else f"{line}: {said}"
+    if kinds := _TWO_KINDS.search(said):
+        return f"{line}: {kinds[1]}: there is {kinds[2]} too, and a setting has one value; keep one"
+    expected = _EXPECTED.search(said)
+    at_end = expected is not None and expected[1] in "}>"  # said of the token before
+    path, token = field_at(text, line + (10**9 if at_end else 0), column)
+    subject = f"{line}: {_name_of(path)}: " if path else f"{line}: "
+    return subject + _fault(said, expected and expected[1], path, token or "the end of the text")
+
+
+def _fault(said: str, expected: str | None, path: str, token: str) -> str:
+    """What is wrong with a token, and what must be in its place."""
+    if _OPEN in said:
+        return f"the text has no closing quote: {token}"
+    if _NO_NAME in said:
+        return f"the name of a field must stand here, got {token}"
+    if "does not have extensions" in said:
+        return "no field has a name in brackets; write it without them, or take it out"
+    if expected is not None and expected in "}>":
+        return f"its closing {expected} is missing"
+    if expected == ":":
+        return f"a colon must stand between the field and its value, got {token}"
+    if expected in (",", "]"):
+        return f"a list has commas between its items and ends with ], got {token}"
+    if (rule := _rule_of(path)) is None:
+        return f"cannot be read, got {token}"
+    return f"must be {rule}, got {token}"
+
+
+def _rule_of(path: str) -> str | None:
+    """What the value of a field must be, None where there is no such field."""
+    from downpour.plan.fleet_desc.fleet_desc_pb2 import PSParameter
+
+    message, field = PSParameter.DESCRIPTOR, None
+    for part in path.split("."):
+        if message is None or (name := part.partition("[")[0]) not in message.fields_by_name:
+            return None
+        field = message.fields_by_name[name]
+        message = field.message_type
+    return None if field is None else rule_of(field)
+
+
+def _name_of(path: str) -> str:
+    """A field's own name."""
+    return path.rpartition(".")[2].partition("[")[0]
 
 
 def _suggest(message: str, name: str) -> str:
@@ -91,59 +123,3 @@ def _suggest(message: str, name: str) -> str:
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known)}"
     return f"is no field of {message.rpartition('.')[2]}; {hint}"
-
-
-@dataclass(slots=True)
-class _Open:
-    """A message whose end is yet to come, and the field in it whose value is."""
-
-    path: str
-    counts: dict[str, int] = field(default_factory=dict)
-    name: str = ""
-    start: tuple[int, int] = (0, 0)
-    is_due: bool = False  # a value is
-    is_list: bool = False
-
-    def take(self, at: tuple[int, int]) -> Found:
-        """The value that is due."""
-        index = self.counts.get(self.name, 0)
-        self.counts[self.name] = index + 1
-        found = Found(joined(self.path, self.name, index), *(at if self.is_list else self.start))
-        self.is_due = False
-        if not self.is_list:
-            self.name = ""
-        return found
-
-
-def scan(text: str) -> Iterator[Found]:
-    """Find the fields of a text, of one that protobuf refuses as many as can be made out."""
-    opened = [_Open("")]
-    for kind, token, at in _tokens(text):
-        inner = opened[-1]
-        if token in ("}", ">"):
-            if len(opened) > 1:
-                opened.pop()
-        elif token in ("{", "<") and inner.is_due:
-            found = inner.take(at)
-            opened.append(_Open(found.path))
-            yield found
-        elif token == "[" and inner.is_due:
-            inner.is_list = True
-        elif token == "," and inner.is_list:
-            inner.is_due = True
-        elif token == "]":
-            inner.name, inner.is_list, inner.is_due = "", False, False
-        elif kind in ("word", "text") and inner.is_due:
-            yield inner.take(at)
-        elif kind == "word" and not inner.name:
-            inner.name, inner.start, inner.is_due = token, at, True
-
-
-def _tokens(text: str) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Kind, text, and line and column of each token."""
-    line, begin = 1, 0
-    for match in _TOKEN.finditer(text):
-        if match.lastgroup == "newline":
-            line, begin = line + 1, match.end()
-        elif match.lastgroup is not None:
-            yield match.lastgroup, match[0], (line, match.start() - begin + 1)
