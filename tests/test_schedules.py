@@ -84,6 +84,10 @@ def test_any_function_of_the_step_will_do() -> None:
         (lambda: Exponential(factor=0.0), "Exponential.factor must be in"),
         (lambda: TorchSchedule(lr_scheduler.ReduceLROnPlateau), "needs a metric"),
         (
+            lambda: TorchSchedule("StepLR"),
+            "takes a class of torch.optim.lr_scheduler, as StepLR, got",
+        ),
+        (
             lambda: TorchSchedule(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=3)(9),
             "OneCycleLR has no step 9",
         ),

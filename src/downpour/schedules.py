@@ -133,6 +133,11 @@ class TorchSchedule:
 
     def __init__(self, scheduler: type, **settings: Any) -> None:
         _require(
+            isinstance(scheduler, type),
+            "TorchSchedule takes a class of torch.optim.lr_scheduler, as StepLR, got "
+            f"{scheduler!r}",
+        )
+        _require(
             scheduler.__name__ != "ReduceLROnPlateau",
             "TorchSchedule cannot run ReduceLROnPlateau: it needs a metric, and a schedule is a "
             "function of the step",

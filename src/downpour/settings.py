@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from downpour.errors import SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 def refuse_unknown(kind: type, given: Iterable[str]) -> None:
@@ -25,6 +25,12 @@ def refuse_unknown(kind: type, given: Iterable[str]) -> None:
             raise SettingError(
                 f"{kind.__name__} has no setting {name!r}{hint} It has: {', '.join(known)}"
             )
+
+
+def require_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Raise SettingError, with all that there is to choose, for what is none of it."""
+    if not (isinstance(value, str) and value in choices):
+        raise SettingError(f"{what} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def is_number(value: object) -> TypeGuard[float]:

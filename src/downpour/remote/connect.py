@@ -71,6 +71,11 @@ def connect(
     one that is not there or has come back without its tables.
     """
     _check(servers, rank, num_workers, on_worker_loss, deadline_s, worker_timeout_s)
+    if not isinstance(consistency, Sync | Async | HalfAsync | Geo | None):
+        raise SettingError(
+            f"connect: consistency must be Sync(), Async(), HalfAsync() or Geo(), got "
+            f"{consistency!r}"
+        )
     if isinstance(consistency, Geo):
         require_geo(plan)  # before the run has this member
     deployment = Deployment(plan=plan, num_shards=len(servers), sections=sections)
@@ -159,9 +164,7 @@ def _client(
             return HalfAsyncClient(
                 deployment, servers, membership, threads=threads, start_s=start_s
             )
-    raise SettingError(
-        f"connect: consistency must be Sync, Async, HalfAsync or Geo, got {consistency!r}"
-    )
+    raise AssertionError(f"{consistency!r} is refused before")
 
 
 def _form(servers: Sequence[RemoteServer]) -> None:

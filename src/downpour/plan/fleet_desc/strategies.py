@@ -13,6 +13,7 @@ from downpour.errors import PlanError, SettingError
 from downpour.plan.fleet_desc import dense_tables, sparse_tables
 from downpour.plan.fleet_desc.accessors import EMBEDDING, read_kind
 from downpour.plan.fleet_desc.accessors import SHARED as SHARED_CLASSES
+from downpour.plan.fleet_desc.kinds import rule_of
 from downpour.plan.fleet_desc.places import Node, Place, Source
 from downpour.plan.fleet_desc.strategy_keys import (
     CONVERTERS,
@@ -27,7 +28,7 @@ from downpour.plan.fleet_desc.strategy_keys import (
     every_key,
     part_keys,
 )
-from downpour.plan.fleet_desc.tables import type_of
+from downpour.plan.fleet_desc.tables import TYPES, WHY_NOT, type_of
 from downpour.settings import is_number
 
 if TYPE_CHECKING:
@@ -115,9 +116,13 @@ def _dense(node: Node) -> DenseTableDesc:
 
 def _check_type(node: Node, type_name: str, classes: tuple[str, ...]) -> None:
     """A table must be of the kind that its settings are for."""
-    if _read(type_of, node) != type_name:
-        why = f"must be one of {', '.join(classes)} here, got {node.get('table_class')!r}"
+    name = node.get("table_class")
+    if name not in classes:
+        why = f"must be one of {', '.join(classes)} here, got {name!r}"
+        if name not in TYPES:
+            why = f"{name!r} is not supported{WHY_NOT.get(name, '')}; take {' or '.join(classes)}"
         raise SettingError(str(node.error("table_class", why)))
+    _read(type_of, node)
 
 
 def _given(where: str, settings: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -186,7 +191,8 @@ def _fill(message: Any, path: str, value: Any, what: str) -> None:
         else:
             setattr(message, name, value)
     except (AttributeError, TypeError, ValueError) as error:  # of protobuf
-        raise SettingError(f"{what} cannot be {value!r}: {error}") from error
+        rule = rule_of(message.DESCRIPTOR.fields_by_name[name])
+        raise SettingError(f"{what} must be {rule}, got {value!r}") from error
 
 
 def _read(read: Callable[[Node], T], node: Node) -> T:
