@@ -109,7 +109,7 @@ def test_an_example_trains_from_the_command_line_and_plans_in_every_format(
     assert [program["loss"] for program in said["programs"]] == ["liked", "five"]
     assert [pull["id"] for pull in said["programs"][1]["pulls"]] == [1, 2, 3, 0]
     assert said["programs"][0]["skipped_ops"] == list(LOOKUP)
-    done = CliRunner().invoke(main, ["plan", target, "--format", "prototxt"])
+    done = CliRunner().invoke(main, ["plan", target, "--format", "downpour"])
     assert done.exit_code == 0, done.output
     assert Plan.from_fleet_desc(done.stdout) == plan_of(example.run())
     done = CliRunner().invoke(

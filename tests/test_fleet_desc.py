@@ -170,12 +170,14 @@ def test_people_read_short_numbers() -> None:
         ({"embedx_init": dp.Normal(0.1)}, "DownpourCtrAccessor"),
         ({"bounds": None}, "DownpourCtrAccessor"),
         ({"slots": False}, "DownpourFeatureValueAccessor"),
-        ({"rule": dp.SGD(0.1)}, "DownpourUnitAccessor"),
-        ({"rule": dp.G2SumAdagrad(0.1, per_element=True)}, "DownpourUnitAccessor"),
-        ({"embedx_rule": dp.G2SumAdagrad(0.1)}, "DownpourUnitAccessor"),
-        ({"embedx_bounds": (-1.0, 1.0)}, "DownpourUnitAccessor"),
-        ({"init": dp.Uniform(0.1)}, "DownpourUnitAccessor"),
-        ({"rule": dp.SGD(0.1), "slots": False}, "DownpourUnitAccessor"),
+        ({"rule": dp.SGD(0.1)}, "DownpourDoubleUnitAccessor"),
+        ({"rule": dp.G2SumAdagrad(0.1, per_element=True)}, "DownpourDoubleUnitAccessor"),
+        ({"embedx_rule": dp.G2SumAdagrad(0.1)}, "DownpourDoubleUnitAccessor"),
+        ({"embedx_bounds": (-1.0, 1.0)}, "DownpourDoubleUnitAccessor"),
+        ({"init": dp.Uniform(0.1)}, "DownpourDoubleUnitAccessor"),
+        ({"rule": dp.SGD(0.1), "slots": False}, "DownpourDoubleUnitAccessor"),
+        ({"show_scale": False}, "DownpourUnitAccessor"),
+        ({"rule": dp.SGD(0.1), "show_scale": False}, "DownpourUnitAccessor"),
     ],
 )
 def test_ctr_rows_have_the_accessor_that_can_hold_them(accessor: dict[str, Any], name: str) -> None:
@@ -319,7 +321,7 @@ def test_a_message_without_text_says_the_path_of_a_field() -> None:
 def test_decode_gives_the_arguments_of_a_plan() -> None:
     plan = small_plan()
     read = decode(encode(plan))
-    assert {*read} == {"sparse", "dense", "programs", "clip", "service", "fs_client"}
+    assert {*read} == {"sparse", "dense", "programs", "clip", "service", "fs_client", "launch"}
     assert Plan(**read) == plan
 
 

@@ -42,7 +42,7 @@ FIELDS = {
     "TableParameter": "table_id=1:uint64 table_class=2:string shard_num=3:uint64(1000) "
     "accessor=4:TableAccessorParameter type=5:TableType compress_in_save=6:bool(False) "
     "enable_sparse_table_cache=7:bool(True) sparse_table_cache_rate=8:double(0.00055) "
-    "sparse_table_cache_file_num=9:uint32(16)",
+    "sparse_table_cache_file_num=9:uint32(16) sparse_table_mem_cache_rate=10:double(0.5)",
     "TableAccessorParameter": "accessor_class=1:string sparse_sgd_param=2:SparseSGDRuleParameter "
     "dense_sgd_param=3:DenseSGDRuleParameter fea_dim=4:uint32(11) embedx_dim=5:uint32(8) "
     "embedx_threshold=6:uint32(10) downpour_accessor_param=7:DownpourTableAccessorParameter "
@@ -88,7 +88,9 @@ ENUMS = {
     "PS_PUSH_DENSE_PARAM=11 PS_STOP_SERVER=12 PS_SAVE_ONE_CACHE_TABLE=13 "
     "PS_GET_CACHE_THRESHOLD=14 PS_CACHE_SHUFFLE=15 PS_COPY_TABLE=16 "
     "PS_COPY_TABLE_BY_FEASIGN=17 PS_PULL_SPARSE_TABLE_WITH_DEPENDENCY=18 "
-    "PS_PUSH_SPARSE_TABLE_WITH_DEPENDENCY=19 PS_PRINT_TABLE_STAT=20 PS_S2S_MSG=101",
+    "PS_PUSH_SPARSE_TABLE_WITH_DEPENDENCY=19 PS_PRINT_TABLE_STAT=20 "
+    "PS_SAVE_ONE_TABLE_PREFIX=21 PS_SAVE_MEM_CACHE_TABLE=22 PS_S2S_MSG=101 "
+    "PS_C2C_PULL_SPARSE_TABLE=201",
 }
 OURS = {
     "DenseTable", "ExactNumbers", "Feature", "RuleExtension", "Section", "Setting", "Settings",

@@ -25,6 +25,7 @@ from downpour.cli_options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from downpour.plan.plan import Plan
     from downpour.run import Run
     from downpour.saved import SavedRun
 
@@ -50,10 +51,11 @@ main.add_command(client)
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["tree", "json", "prototxt"]),
+    type=click.Choice(["tree", "json", "prototxt", "downpour"]),
     default="tree",
     show_default=True,
-    help="For people, for programs, or as the description of Paddle's servers.",
+    help="For people, for programs, as the description of Paddle's servers that Paddle itself "
+    "reads, or as that description with all that Downpour adds.",
 )
 def plan(target: str, form: str) -> None:
     """Print the tables and programs of TARGET, without training.
@@ -73,6 +75,9 @@ def plan(target: str, form: str) -> None:
         example = first_batch(run)
         made = plan_with(run, example)
         if form == "prototxt":
+            click.echo(_paddle_text(made), nl=False)
+            return
+        if form == "downpour":
             click.echo(str(made.fleet_desc()), nl=False)
             return
         traffic = traffic_of(made, example)
@@ -288,6 +293,14 @@ def evaluate(run_dir: Path, file: tuple[str, ...], batch_size: int, as_json: boo
         evaluation = saved.evaluate(batches)
         results = {**evaluation.results, "samples": evaluation.samples}
         click.echo(json.dumps(results) if as_json else _results_text(results))
+
+
+def _paddle_text(plan: Plan) -> str:
+    """The description that Paddle reads, after comments on what it cannot hold."""
+    lines = plan.extensions
+    note = "Paddle's description has no field for these; --format downpour has them all:"
+    said = [f"# {line}\n" for line in (note, *lines)] if lines else []
+    return "".join([*said, str(plan.fleet_desc(extensions=False))])
 
 
 def _load(target: str) -> Run:

@@ -7,9 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from downpour.errors import PlanError
-from downpour.plan.fleet_desc import decode, encode
+from downpour.plan.fleet_desc import decode, encode, encode_for_paddle, extension_lines
 from downpour.plan.opt_info import opt_info
-from downpour.plan.specs import DenseTableSpec, FsClient, Service, SparseTableSpec, grad_name
+from downpour.plan.specs import (
+    DenseTableSpec,
+    FsClient,
+    Launch,
+    Service,
+    SparseTableSpec,
+    grad_name,
+)
 from downpour.plan.text import lines
 
 if TYPE_CHECKING:
@@ -55,7 +62,8 @@ class Plan:
         sparse, dense: the tables, by rising id; `dense` has the data-norm tables as well.
         programs: by loss, in the order in which they run on a batch.
         clip: how the gradients of a batch are clipped.
-        service, fs_client: what a description says of servers and of files, kept for it.
+        service, fs_client, launch: what a description says of servers, of files and of processes,
+            kept for it.
 
     `losses` are the callables behind the programs, and `startup` what gives the model its first
     dense values; they take no part in comparison and stay behind when a plan is pickled.
@@ -67,6 +75,7 @@ class Plan:
     clip: Clip | None = None
     service: Service = field(default_factory=Service)
     fs_client: FsClient = field(default_factory=FsClient)
+    launch: Launch = field(default_factory=Launch)
     losses: Mapping[str, Loss] = field(default_factory=dict, compare=False, repr=False)
     startup: Callable[[Any], Any] | Mapping[str, Any] | None = field(
         default=None, compare=False, repr=False
@@ -138,13 +147,23 @@ class Plan:
         """What the reference's `minimize` hands its trainers; see docs/paddle.md."""
         return opt_info(self)
 
-    def fleet_desc(self) -> PSParameter:
+    def fleet_desc(self, *, extensions: bool = True) -> PSParameter:
         """Say the plan as the reference's PSParameter message; `str` of it is its text.
+
+        extensions: with the fields that Downpour adds to the message, so that the text reads back
+            to an equal plan. False gives what Paddle's own parser takes, and where losses share
+            parameters a copy of them in the table of each, as Paddle has it; `extensions` lists
+            what is missing there.
 
         Raises PlanError for what no message can hold: a rule, schedule or initial value that is
         not one of Downpour's own.
         """
-        return encode(self)
+        return encode(self) if extensions else encode_for_paddle(self)
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What `fleet_desc(extensions=False)` leaves out: a line for each table and program."""
+        return tuple(extension_lines(self))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "losses": {}, "startup": None}

@@ -5,11 +5,12 @@ All frozen values: they print, compare, hash and travel by what they say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from downpour.errors import PlanError, SettingError
 from downpour.rules import Summary
+from downpour.settings import require_choice
 
 if TYPE_CHECKING:
     from downpour.accessor import Accessor
@@ -33,9 +34,15 @@ class FeatureSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableFiles:
-    """How pslib writes a table's own files and caches: for the description, nothing here reads it.
+    """What pslib alone reads of a table: how it writes files and caches, and what it calls things.
 
-    `converters`: (param, converter, deconverter) of each of its save modes.
+    It is kept for the description; nothing here reads it. Raises SettingError.
+
+    Attributes:
+        converters: (param, converter, deconverter) of each of its save modes.
+        table_class, accessor_class: as they were read, where a description of the same table would
+            name others; empty where it would not.
+        avg_decay: the rule's avg_decay_rate, which no formula reads; None is the default.
     """
 
     shard_num: int = 1000
@@ -44,17 +51,28 @@ class TableFiles:
     cache_rate: float = 0.00055
     cache_file_num: int = 16
     converters: tuple[tuple[int, str, str], ...] = ()
+    mem_cache_rate: float = 0.5
+    table_class: str = ""
+    accessor_class: str = ""
+    avg_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("shard_num", "cache_file_num"):
             value: object = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise SettingError(f"TableFiles.{name} must be an int >= 1, got {value!r}")
-        if not 0.0 <= self.cache_rate <= 1.0:
-            raise SettingError(f"TableFiles.cache_rate must be in [0, 1], got {self.cache_rate!r}")
+        for name in ("cache_rate", "mem_cache_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise SettingError(
+                    f"TableFiles.{name} must be in [0, 1], got {getattr(self, name)!r}"
+                )
         params = [param for param, _, _ in self.converters]
         if len({*params}) < len(params):
             raise SettingError(f"TableFiles.converters must have each param once, got {params}")
+
+    def for_another_rule(self) -> TableFiles:
+        """The same without what is said of a table of one rule alone."""
+        return replace(self, accessor_class="", avg_decay=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,10 +130,16 @@ class DenseTableSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Service:
-    """Where and with how many threads a server listens; 0: any free port."""
+    """Where and with how many threads a server listens; 0: any free port.
+
+    The classes are kept for the description, as they were read; empty ones are pslib's own.
+    """
 
     start_server_port: int = 0
     server_thread_num: int = 12
+    server_class: str = ""
+    client_class: str = ""
+    service_class: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_server_port < 2**16:
@@ -126,6 +150,16 @@ class Service:
             raise SettingError(
                 f"Service.server_thread_num must be at least 1, got {self.server_thread_num}"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """What the reference's launcher makes its processes of, kept for the description."""
+
+    worker_class: str = ""
+    server_class: str = ""
+    instance_class: str = ""
+    init_gflags: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +175,7 @@ class FsClient:
     afs_conf: str = ""
 
     def __post_init__(self) -> None:
-        if self.fs_type not in ("HDFS", "AFS"):
-            raise SettingError(f"FsClient.fs_type must be 'HDFS' or 'AFS', got {self.fs_type!r}")
+        require_choice("FsClient.fs_type", self.fs_type, ("HDFS", "AFS"))
 
 
 def plan_name(name: str) -> str:

@@ -14,7 +14,14 @@ from downpour.plan.program import (
     PushSparse,
     WeighSamples,
 )
-from downpour.plan.specs import DenseTableSpec, FsClient, Service, SparseTableSpec, TableFiles
+from downpour.plan.specs import (
+    DenseTableSpec,
+    FsClient,
+    Launch,
+    Service,
+    SparseTableSpec,
+    TableFiles,
+)
 from downpour.settings import short
 from downpour.sizes import bytes_text
 
@@ -60,9 +67,8 @@ def _headline(plan: Plan) -> str:
         f"{len(plan.dense) - num_norms} dense",
         *([f"{num_norms} data-norm"] if num_norms else []),
     ]
-    around = [
-        short(it) for it in (plan.service, plan.fs_client) if it not in (Service(), FsClient())
-    ]
+    said = (plan.service, plan.fs_client, plan.launch)
+    around = [short(it) for it in said if it not in (Service(), FsClient(), Launch())]
     clip = [] if plan.clip is None else [short(plan.clip)]
     return ", ".join([f"plan: {', '.join(counts)}", *clip, *around])
 

@@ -215,7 +215,9 @@ def with_rule(plan: Plan, rule: Rule) -> Plan:
 
     Raises SettingError for a rule that may not sit on a sparse table of the plan.
     """
-    dense = tuple(replace(spec, rule=rule) for spec in plan.dense)
+    dense = tuple(
+        replace(spec, rule=rule, files=spec.files.for_another_rule()) for spec in plan.dense
+    )
     return replace(plan, sparse=tuple(_moved_by(spec, rule) for spec in plan.sparse), dense=dense)
 
 
@@ -224,4 +226,4 @@ def _moved_by(spec: SparseTableSpec, rule: Rule) -> SparseTableSpec:
         accessor: Any = replace(spec.accessor, rule=rule, embedx_rule=rule)
     else:
         accessor = replace(spec.accessor, rule=rule)
-    return replace(spec, accessor=accessor)
+    return replace(spec, accessor=accessor, files=spec.files.for_another_rule())

@@ -14,6 +14,7 @@ from downpour.plan.fleet_desc.described import (
     TrainerDesc,
 )
 from downpour.plan.fleet_desc.description import decode, encode, read_file
+from downpour.plan.fleet_desc.extensions import encode_for_paddle, extension_lines
 from downpour.plan.fleet_desc.strategies import (
     data_norm_of_strategy,
     dense_of_strategy,
@@ -32,6 +33,8 @@ __all__ = [
     "decode",
     "dense_of_strategy",
     "encode",
+    "encode_for_paddle",
+    "extension_lines",
     "read_file",
     "sparse_of_strategy",
 ]

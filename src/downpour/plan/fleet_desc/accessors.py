@@ -41,35 +41,54 @@ AGES = tuple(name for name in Lifecycle.__slots__ if name != "ssd_unseenday_thre
 
 
 def write_accessor(
-    message: TableAccessorParameter, own: SparseTable, accessor: Accessor, what: str
+    message: TableAccessorParameter, own: SparseTable, accessor: Accessor, kept: str, what: str
 ) -> None:
-    """Write into an accessor, and into the table's `own` message what that cannot hold."""
+    """Write into an accessor, and into the table's `own` message what that cannot hold.
+
+    `kept` is the class that it was read with, if another one fits it too.
+    """
+    message.accessor_class = kept or fitting_class(accessor)
     if isinstance(accessor, CtrAccessor):
         _write_parts(message, own, accessor, what)
         _write_statistics(message, own, accessor)
         return
-    message.accessor_class = EMBEDDING
     message.fea_dim = message.embedx_dim = accessor.dim
     part = Part(accessor.rule, accessor.init, accessor.bounds)
     write_common(message.sparse_commonsgd_param, part, what)
+
+
+def fitting_class(accessor: Accessor) -> str:
+    """The class of pslib's that says most of an accessor."""
+    if not isinstance(accessor, CtrAccessor):
+        return EMBEDDING
+    if not accessor.show_scale:
+        return WITHOUT_SCALE
+    if _is_shared(*_parts_of(accessor)):
+        return SHARED[0] if accessor.slots else WITHOUT_SLOTS
+    return "DownpourDoubleUnitAccessor"
+
+
+def _parts_of(accessor: CtrAccessor) -> tuple[Part, Part]:
+    rule, embedx_rule = accessor.rules
+    first = Part(rule, accessor.init, accessor.bounds)
+    return first, Part(embedx_rule, accessor.embedx_init, accessor.embedx_bounds)
 
 
 def _write_parts(
     message: TableAccessorParameter, own: SparseTable, accessor: CtrAccessor, what: str
 ) -> None:
     """Write w and embedx."""
-    rule, embedx_rule = accessor.rules
-    first = Part(rule, accessor.init, accessor.bounds)
-    second = Part(embedx_rule, accessor.embedx_init, accessor.embedx_bounds)
+    first, second = _parts_of(accessor)
+    name = message.accessor_class
     message.embedx_dim, message.fea_dim = accessor.dim - 1, accessor.dim + 2
-    if _is_shared(first, second):
-        message.accessor_class = SHARED[0] if accessor.slots else WITHOUT_SLOTS
+    if name in SHARED:
         write_shared(message.sparse_sgd_param, second, f"{what}: embedx")
-        return
-    message.accessor_class = SPLIT[0]
-    write_common(message.embed_sgd_param, first, f"{what}: w")
-    write_common(message.embedx_sgd_param, second, f"{what}: embedx")
-    if not accessor.slots:
+    else:
+        write_common(message.embed_sgd_param, first, f"{what}: w")
+        write_common(message.embedx_sgd_param, second, f"{what}: embedx")
+    if name in (*SHARED, *OF_THE_ONE_PS) and first.init != Constant():
+        message.downpour_accessor_param.zero_init = False
+    if not accessor.slots and name != WITHOUT_SLOTS:
         own.slots = False
 
 

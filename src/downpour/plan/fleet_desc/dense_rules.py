@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from downpour.plan.fleet_desc.rules import (
@@ -35,9 +36,12 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 # The messages stand beside each other in the reference's own files, whatever the name.
 BLOCKS = (*NAMES, "moving_average")
+AVG_DECAY = "avg_decay_rate"  # no formula reads it
 
 
-def write_rule(message: DenseSGDRuleParameter, rule: Rule, what: str) -> None:
+def write_rule(
+    message: DenseSGDRuleParameter, rule: Rule, avg_decay: float | None, what: str
+) -> None:
     """Write a rule: by its name where the reference has it, else as a value of ours."""
     for name, of in NAMES.items():
         if type(rule) is of:
@@ -45,6 +49,8 @@ def write_rule(message: DenseSGDRuleParameter, rule: Rule, what: str) -> None:
             block = getattr(message, name)
             for setting, field in FIELDS[name].items():
                 setattr(block, field, float(getattr(rule, setting)))
+            if avg_decay is not None and AVG_DECAY in block.DESCRIPTOR.fields_by_name:
+                setattr(block, AVG_DECAY, avg_decay)
             write_beside(message.extension, rule, what)
             return
     write_value(message.extension.rule, rule, DENSE_RULES, f"{what}: rule")
@@ -60,8 +66,21 @@ def read_rule(node: Node) -> Rule:
         return own
     extension.refuse_others(BESIDE, "the rule of a dense table")
     name = rule_name(node, NAMES, BLOCKS)
-    _check_average(node.child(name))
     return node.made(lambda it: _named_rule(it, name))
+
+
+def read_avg_decay(node: Node) -> float | None:
+    """The avg_decay_rate of a rule that `read_rule` has read, None where it is the default."""
+    if node.child("extension").has("rule"):
+        return None
+    block = node.child(rule_name(node, NAMES, BLOCKS))
+    if AVG_DECAY not in block.message.DESCRIPTOR.fields_by_name:
+        return None
+    default = block.message.DESCRIPTOR.fields_by_name[AVG_DECAY].default_value
+    value: float = block.get(AVG_DECAY)
+    if not math.isfinite(value):
+        raise block.error(AVG_DECAY, f"must be a finite number, got {value}")
+    return None if value == default else value
 
 
 def _named_rule(node: Node, name: str) -> Rule:
@@ -69,14 +88,3 @@ def _named_rule(node: Node, name: str) -> Rule:
     settings = {setting: block.get(field) for setting, field in FIELDS[name].items()}
     made: Rule = NAMES[name](**settings, **beside)
     return made
-
-
-def _check_average(block: Node) -> None:
-    """No formula reads avg_decay_rate: what it is set to would be ignored."""
-    name = "avg_decay_rate"
-    if name not in block.message.DESCRIPTOR.fields_by_name:
-        return
-    default = block.message.DESCRIPTOR.fields_by_name[name].default_value
-    if block.get(name) != default:
-        why = f"no rule reads it, so it must be left at {default}, got {block.get(name)}"
-        raise block.error(name, why)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from downpour.accessor import DTYPES
-from downpour.plan.fleet_desc.dense_rules import read_rule, write_rule
+from downpour.plan.fleet_desc.dense_rules import read_avg_decay, read_rule, write_rule
 from downpour.plan.fleet_desc.described import DenseTableDesc
 from downpour.plan.fleet_desc.files import read_files, write_files
 
@@ -24,9 +25,10 @@ def write_dense(message: TableParameter, table: DenseTableSpec) -> None:
     """Write a dense or data-norm table. Raises PlanError for a rule that no message can name."""
     message.MergeFrom(type(message)(table_id=table.id, table_class=CLASSES[0], type=TYPE))
     write_files(message, table.files)
-    message.accessor.accessor_class = ACCESSORS[0]
-    message.accessor.fea_dim = table.size
-    write_rule(message.accessor.dense_sgd_param, table.rule, f"table {table.name!r}")
+    accessor, files = message.accessor, table.files
+    accessor.accessor_class = files.accessor_class or ACCESSORS[0]
+    accessor.fea_dim = table.size
+    write_rule(accessor.dense_sgd_param, table.rule, files.avg_decay, f"table {table.name!r}")
     message.dense.name = table.name
     if table.dtype != "float32":
         message.dense.dtype = table.dtype
@@ -45,12 +47,16 @@ def read_dense(node: Node) -> DenseTableDesc:
         raise accessor.error("accessor_class", why)
     fields = ("accessor_class", "dense_sgd_param", "fea_dim", "table_accessor_save_param")
     accessor.refuse_others(fields, name)
-    is_own = own.has("name")
+    is_own, rule = own.has("name"), accessor.child("dense_sgd_param")
     desc = DenseTableDesc(
         id=node.get("table_id"),
-        rule=read_rule(accessor.child("dense_sgd_param")),
+        rule=read_rule(rule),
         fea_dim=accessor.get("fea_dim") if accessor.has("fea_dim") else None,
-        files=read_files(node),
+        files=replace(
+            read_files(node, CLASSES[0]),
+            accessor_class="" if name == ACCESSORS[0] else name,
+            avg_decay=read_avg_decay(rule),
+        ),
         place=node.place,
         name=own.get("name") if is_own else None,
         shapes=_read_shapes(own) if is_own else None,

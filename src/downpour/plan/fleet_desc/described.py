@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 from downpour.accessor import CtrAccessor, EmbeddingAccessor
 from downpour.errors import PlanError
 from downpour.plan.fleet_desc.places import Place, Source
-from downpour.plan.specs import DenseTableSpec, Service, SparseTableSpec, TableFiles
+from downpour.plan.specs import DenseTableSpec, Launch, Service, SparseTableSpec, TableFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -199,6 +199,7 @@ class FleetDesc:
     trainers: tuple[TrainerDesc, ...]
     service: Service = field(default_factory=Service)
     fs_client: FsClient | None = None
+    launch: Launch = field(default_factory=Launch)
     clip: Clip | None = None
     source: Source = field(default_factory=lambda: Source("fleet_desc"), compare=False, repr=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -12,8 +13,10 @@ from downpour.plan.fleet_desc.dense_tables import write_dense
 from downpour.plan.fleet_desc.described import FleetDesc
 from downpour.plan.fleet_desc.files import (
     read_fs_client,
+    read_launch,
     read_service,
     write_fs_client,
+    write_launch,
     write_service,
 )
 from downpour.plan.fleet_desc.places import Node, Place, Source
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
     from downpour.plan.program import Program
 
 NAME = "fleet_desc"  # of what is no file
-_READ = ("server_param", "worker_param", "trainer_param", "fs_client_param", "clip")
 
 
 def encode(plan: Plan) -> PSParameter:
@@ -50,6 +52,7 @@ def encode(plan: Plan) -> PSParameter:
         with _holding(f"table {block.name!r}"):
             write_dense(server.downpour_table_param.add(), block)
     write_service(server.service_param, plan.service)
+    write_launch(message, plan.launch)
     _write_trainers(message, plan)
     _check_whole(plan, decode(message))
     return message
@@ -62,10 +65,14 @@ def _holding(what: str) -> Iterator[None]:
         yield
     except PlanError:
         raise
-    except (TypeError, ValueError) as error:
-        raise PlanError(
-            f"{what}: a description cannot hold one of its settings: {error}"
-        ) from error
+    except (TypeError, ValueError) as error:  # of protobuf, which does not say the field
+        if isinstance(error, UnicodeError):
+            why = "a text with half a character"
+        elif beyond := re.search(r"out of range: (.*)", str(error)):
+            why = f"{beyond[1]} is out of range of its 64 bits"
+        else:
+            why = "it has a type that no field has"
+        raise PlanError(f"{what}: a description cannot hold one of its settings: {why}") from error
 
 
 def _write_trainers(message: PSParameter, plan: Plan) -> None:
@@ -107,6 +114,7 @@ def decode(description: str | PSParameter) -> dict[str, Any]:
         "clip": desc.clip,
         "service": desc.service,
         "fs_client": desc.fs_client or FsClient(),
+        "launch": desc.launch,
     }
 
 
@@ -155,7 +163,6 @@ def read_file(path: str | Path) -> FleetDesc:
 
 
 def _describe(root: Node, *, are_all: bool = True) -> FleetDesc:
-    root.refuse_others(_READ, "Downpour")
     server = root.child("server_param").child("downpour_server_param")
     sparse, dense = read_tables(server.children("downpour_table_param"))
     _check_worker(root, server)
@@ -167,6 +174,7 @@ def _describe(root: Node, *, are_all: bool = True) -> FleetDesc:
         fs_client=(
             read_fs_client(root.child("fs_client_param")) if root.has("fs_client_param") else None
         ),
+        launch=read_launch(root),
         clip=read_value(root.child("clip"), CLIPS) if root.has("clip") else None,
         source=root.place.source,
     )

@@ -39,7 +39,10 @@ class PsCmdID(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PS_PULL_SPARSE_TABLE_WITH_DEPENDENCY: _ClassVar[PsCmdID]
     PS_PUSH_SPARSE_TABLE_WITH_DEPENDENCY: _ClassVar[PsCmdID]
     PS_PRINT_TABLE_STAT: _ClassVar[PsCmdID]
+    PS_SAVE_ONE_TABLE_PREFIX: _ClassVar[PsCmdID]
+    PS_SAVE_MEM_CACHE_TABLE: _ClassVar[PsCmdID]
     PS_S2S_MSG: _ClassVar[PsCmdID]
+    PS_C2C_PULL_SPARSE_TABLE: _ClassVar[PsCmdID]
 PS_SPARSE_TABLE: TableType
 PS_DENSE_TABLE: TableType
 HDFS: FsApiType
@@ -65,7 +68,10 @@ PS_COPY_TABLE_BY_FEASIGN: PsCmdID
 PS_PULL_SPARSE_TABLE_WITH_DEPENDENCY: PsCmdID
 PS_PUSH_SPARSE_TABLE_WITH_DEPENDENCY: PsCmdID
 PS_PRINT_TABLE_STAT: PsCmdID
+PS_SAVE_ONE_TABLE_PREFIX: PsCmdID
+PS_SAVE_MEM_CACHE_TABLE: PsCmdID
 PS_S2S_MSG: PsCmdID
+PS_C2C_PULL_SPARSE_TABLE: PsCmdID
 
 class PSParameter(_message.Message):
     __slots__ = ("worker_class", "server_class", "instance_class", "init_gflags", "worker_param", "server_param", "trainer_param", "fs_client_param", "clip")
@@ -216,7 +222,7 @@ class WeighSamples(_message.Message):
     def __init__(self, table_id: _Optional[int] = ..., feature: _Optional[str] = ..., threshold: _Optional[float] = ..., ratio: _Optional[float] = ...) -> None: ...
 
 class TableParameter(_message.Message):
-    __slots__ = ("table_id", "table_class", "shard_num", "accessor", "type", "compress_in_save", "enable_sparse_table_cache", "sparse_table_cache_rate", "sparse_table_cache_file_num", "shared_num", "sparse", "dense")
+    __slots__ = ("table_id", "table_class", "shard_num", "accessor", "type", "compress_in_save", "enable_sparse_table_cache", "sparse_table_cache_rate", "sparse_table_cache_file_num", "sparse_table_mem_cache_rate", "shared_num", "sparse", "dense")
     TABLE_ID_FIELD_NUMBER: _ClassVar[int]
     TABLE_CLASS_FIELD_NUMBER: _ClassVar[int]
     SHARD_NUM_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +232,7 @@ class TableParameter(_message.Message):
     ENABLE_SPARSE_TABLE_CACHE_FIELD_NUMBER: _ClassVar[int]
     SPARSE_TABLE_CACHE_RATE_FIELD_NUMBER: _ClassVar[int]
     SPARSE_TABLE_CACHE_FILE_NUM_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_TABLE_MEM_CACHE_RATE_FIELD_NUMBER: _ClassVar[int]
     SHARED_NUM_FIELD_NUMBER: _ClassVar[int]
     SPARSE_FIELD_NUMBER: _ClassVar[int]
     DENSE_FIELD_NUMBER: _ClassVar[int]
@@ -238,10 +245,11 @@ class TableParameter(_message.Message):
     enable_sparse_table_cache: bool
     sparse_table_cache_rate: float
     sparse_table_cache_file_num: int
+    sparse_table_mem_cache_rate: float
     shared_num: int
     sparse: SparseTable
     dense: DenseTable
-    def __init__(self, table_id: _Optional[int] = ..., table_class: _Optional[str] = ..., shard_num: _Optional[int] = ..., accessor: _Optional[_Union[TableAccessorParameter, _Mapping]] = ..., type: _Optional[_Union[TableType, str]] = ..., compress_in_save: bool = ..., enable_sparse_table_cache: bool = ..., sparse_table_cache_rate: _Optional[float] = ..., sparse_table_cache_file_num: _Optional[int] = ..., shared_num: _Optional[int] = ..., sparse: _Optional[_Union[SparseTable, _Mapping]] = ..., dense: _Optional[_Union[DenseTable, _Mapping]] = ...) -> None: ...
+    def __init__(self, table_id: _Optional[int] = ..., table_class: _Optional[str] = ..., shard_num: _Optional[int] = ..., accessor: _Optional[_Union[TableAccessorParameter, _Mapping]] = ..., type: _Optional[_Union[TableType, str]] = ..., compress_in_save: bool = ..., enable_sparse_table_cache: bool = ..., sparse_table_cache_rate: _Optional[float] = ..., sparse_table_cache_file_num: _Optional[int] = ..., sparse_table_mem_cache_rate: _Optional[float] = ..., shared_num: _Optional[int] = ..., sparse: _Optional[_Union[SparseTable, _Mapping]] = ..., dense: _Optional[_Union[DenseTable, _Mapping]] = ...) -> None: ...
 
 class SparseTable(_message.Message):
     __slots__ = ("name", "feature", "padding_key", "seed", "dtype", "use_cvm", "slots", "click", "counted_by", "exact")

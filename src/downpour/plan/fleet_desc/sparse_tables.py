@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from downpour.plan.fleet_desc.accessors import read_accessor, write_accessor
-from downpour.plan.fleet_desc.described import SparseTableDesc
+from downpour.plan.fleet_desc.accessors import fitting_class, read_accessor, write_accessor
+from downpour.plan.fleet_desc.described import SparseTableDesc, accessor_of
 from downpour.plan.fleet_desc.files import read_files, write_files
 from downpour.plan.specs import FeatureSpec
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
 TYPE = "PS_SPARSE_TABLE"
 CLASSES = ("DownpourSparseTable", "MemorySparseTable")  # of pslib, which is written; of the_one_ps
+_CLASS = "accessor_class"
 
 
 def write_sparse(message: TableParameter, table: SparseTableSpec) -> None:
     """Write a table of rows. Raises PlanError for a value that no message can name."""
     message.MergeFrom(type(message)(table_id=table.id, table_class=CLASSES[0], type=TYPE))
     write_files(message, table.files)
-    write_accessor(message.accessor, message.sparse, table.accessor, f"table {table.name!r}")
+    what, kept = f"table {table.name!r}", table.files.accessor_class
+    write_accessor(message.accessor, message.sparse, table.accessor, kept, what)
     _write_own(message.sparse, table)
 
 
@@ -51,16 +54,14 @@ def read_sparse(node: Node) -> SparseTableDesc:
     """Read a table of rows. Raises PlanError."""
     if node.has("dense"):
         raise node.error("dense", f"{node.get('table_class')} does not read it; take it out")
-    own = _read_own(node.child("sparse"))
-    if node.child("accessor").get("accessor_class") == "SparseAccessor":  # it hides show and click
+    own, accessor_class = _read_own(node.child("sparse")), node.child("accessor").get(_CLASS)
+    if accessor_class == "SparseAccessor":  # it hides show and click
         own = {"use_cvm": False, **own}
-    return SparseTableDesc(
-        id=node.get("table_id"),
-        **node.made(read_accessor),
-        files=read_files(node),
-        place=node.place,
-        **own,
-    )
+    said = node.made(read_accessor)
+    files = read_files(node, CLASSES[0])
+    if accessor_class != fitting_class(accessor_of(**said)):
+        files = replace(files, accessor_class=accessor_class)
+    return SparseTableDesc(id=node.get("table_id"), **said, files=files, place=node.place, **own)
 
 
 def _read_own(own: Node) -> dict[str, Any]:
