@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What is said of a table, and where: `dim` of embedx or of the whole row, None if not."""
+    """What is said of a table, and where: `dim` of embedx or of the whole row, None if not.
+
+    `use_cvm`: what a plan's own description says of it.
+    """
 
     where: str
     is_ctr: bool
     dim: int | None
     settings: Mapping[str, Any]
+    use_cvm: bool | None = None
 
 
 def planned_table(
@@ -51,12 +55,16 @@ def planned_table(
     spec = replace(spec, accessor=accessor, features=_with_slots(spec, accessor))
     if found is None:
         return spec
+    if found.seed not in (None, spec.seed):
+        raise PlanError(
+            f"{found.at('sparse.seed')} is {found.seed}, and the model's is {spec.seed}; give "
+            f"minimize(seed={found.seed}), or correct it"
+        )
     found.require_same(
         {
             "sparse.name": (found.name, spec.name),
             "sparse.feature": (found.features, spec.features),
             "sparse.padding_key": (found.padding_key, spec.padding_key),
-            "sparse.seed": (found.seed, spec.seed),
             "sparse.use_cvm": (found.use_cvm, spec.use_cvm),
             "sparse.dtype": (found.dtype, accessor.dtype),
         }
@@ -102,7 +110,7 @@ def _by_optimizer(
 
 
 def _by_desc(desc: SparseTableDesc) -> _Said:
-    return _Said(desc.where, desc.kind == "ctr", desc.embedx_dim, desc.settings)
+    return _Said(desc.where, desc.kind == "ctr", desc.embedx_dim, desc.settings, desc.use_cvm)
 
 
 def _check_cvm(spec: SparseTableSpec, said: _Said, strategy: Strategy | None) -> None:
@@ -121,13 +129,13 @@ def _check_cvm(spec: SparseTableSpec, said: _Said, strategy: Strategy | None) ->
             f"table {spec.name!r}: strategy no_cvm=True, and its rows count show and click "
             f"({said.where}); take DownpourSparseValueAccessor, or no_cvm=False"
         )
-    if strategy.use_cvm != spec.use_cvm:
+    if strategy.use_cvm != spec.use_cvm and not (said.use_cvm and spec.use_cvm):
         extra = 3 if strategy.use_cvm else 1
         dim = said.dim or _seen_dim(spec) - (3 if spec.use_cvm else 1)
         raise PlanError(
             f"table {spec.name!r}: strategy use_cvm={strategy.use_cvm}, and its SparseEmbedding "
             f"has use_cvm={spec.use_cvm}; write SparseEmbedding(..., dim={max(dim, 1) + extra}, "
-            f"use_cvm={strategy.use_cvm})"
+            f"use_cvm={strategy.use_cvm}), or {{'use_cvm': {spec.use_cvm}}} in the strategy"
         )
 
 

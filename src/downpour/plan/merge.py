@@ -7,25 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 from downpour.accessor import CtrAccessor
 from downpour.errors import PlanError
+from downpour.plan.described_dense import described_dense
 from downpour.plan.specs import FsClient
-from downpour.plan.trainers import described_programs
+from downpour.plan.trainers import described_programs, refuse_other_gradients
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from downpour.optimizer import DownpourSGD
-    from downpour.plan.fleet_desc import DenseTableDesc, FleetDesc
+    from downpour.plan.fleet_desc import FleetDesc
+    from downpour.plan.numbers import DenseNumber
     from downpour.plan.plan import Plan
-    from downpour.plan.specs import DenseTableSpec
+    from downpour.plan.told import Told
     from downpour.strategy import Strategy
 
 
 def merged(
-    plan: Plan, optimizer: DownpourSGD, strategy: Strategy | None, desc: FleetDesc | None
+    plan: Plan,
+    numbers: Sequence[DenseNumber],
+    said: Told,
+    optimizer: DownpourSGD,
+    strategy: Strategy | None,
+    desc: FleetDesc | None,
 ) -> Plan:
-    """Take in the description and check what the strategy says of the whole. Raises PlanError."""
+    """Take in the description and check what the strategy says of the whole.
+
+    `numbers` are those of the dense tables, `said` is what optimizer and strategy say together.
+    Raises PlanError.
+    """
     if strategy is None:
         return plan
     if desc is not None:
-        plan = _with_description(plan, optimizer, desc)
+        plan = _with_description(plan, numbers, said, desc)
     plan = replace(plan, fs_client=_fs_client(plan.fs_client, strategy))
     _refuse_spare(plan, optimizer, strategy, desc)
     _check_names(plan, strategy)
@@ -34,9 +47,12 @@ def merged(
     return plan
 
 
-def _with_description(plan: Plan, optimizer: DownpourSGD, desc: FleetDesc) -> Plan:
-    _refuse_other_tables(plan, desc)
-    dense = tuple(_dense(table, desc.dense.get(table.id)) for table in plan.dense)
+def _with_description(
+    plan: Plan, numbers: Sequence[DenseNumber], said: Told, desc: FleetDesc
+) -> Plan:
+    refuse_other_gradients(plan, desc)
+    _refuse_other_tables(plan, numbers, desc)
+    dense = described_dense(plan.dense, numbers, desc)
     if None not in (desc.clip, plan.clip) and desc.clip != plan.clip:
         raise PlanError(
             f"{desc.source.subject('clip')} is {desc.clip!r}, and DownpourSGD.clip is "
@@ -47,14 +63,15 @@ def _with_description(plan: Plan, optimizer: DownpourSGD, desc: FleetDesc) -> Pl
         dense=dense,
         clip=desc.clip or plan.clip,
         service=desc.service,
+        launch=desc.launch,
         fs_client=desc.fs_client or FsClient(),
     )
-    return replace(plan, programs=described_programs(plan, desc, optimizer.window))
+    return replace(plan, programs=described_programs(plan, desc, numbers, said))
 
 
-def _refuse_other_tables(plan: Plan, desc: FleetDesc) -> None:
+def _refuse_other_tables(plan: Plan, numbers: Sequence[DenseNumber], desc: FleetDesc) -> None:
     """A table of the file must be one that the losses have, and of its kind."""
-    kinds = {table.id: "sparse" for table in plan.sparse} | {t.id: "dense" for t in plan.dense}
+    kinds = {table.id: "sparse" for table in plan.sparse} | {it.id: "dense" for it in numbers}
     for kind, tables in (("sparse", desc.sparse), ("dense", desc.dense)):
         for number, table in tables.items():
             if kinds.get(number) == kind:
@@ -88,33 +105,6 @@ def _refuse_spare(
                 f"{setting} is {given!r}, and all tables that it is of are set by {where[0]}; "
                 "keep one"
             )
-
-
-def _dense(table: DenseTableSpec, desc: DenseTableDesc | None) -> DenseTableSpec:
-    if desc is None:
-        return table
-    if desc.fea_dim not in (None, table.size):
-        raise PlanError(
-            f"{desc.at('accessor.fea_dim')} is {desc.fea_dim}, and the parameters of table "
-            f"{table.id} have {table.size} elements; write fea_dim: {table.size}, or leave it out"
-        )
-    shapes = {section.name: section.shape for section in table.sections}
-    desc.require_same(
-        {
-            "dense.name": (desc.name, table.name),
-            "dense.section": (desc.shapes, shapes),
-            "dense.dtype": (desc.dtype, table.dtype),
-        }
-    )
-    made = replace(table, rule=desc.rule, files=desc.files)
-    if made.is_data_norm != table.is_data_norm:
-        holds = "data-norm statistics" if table.is_data_norm else "parameters"
-        raise PlanError(
-            f"{desc.at('accessor.dense_sgd_param.name')} is of {type(desc.rule).__name__}, and "
-            f"table {table.id} holds {holds}; 'summary' is the rule of data-norm tables and of no "
-            "other"
-        )
-    return made
 
 
 def _fs_client(own: FsClient, strategy: Strategy) -> FsClient:

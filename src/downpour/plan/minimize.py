@@ -18,6 +18,7 @@ from downpour.plan.discover import discover, materialise
 from downpour.plan.fleet_desc import read_file
 from downpour.plan.losses import named_losses
 from downpour.plan.merge import merged
+from downpour.plan.numbers import dense_numbers, sparse_numbers
 from downpour.plan.plan import Plan
 from downpour.plan.programs import Trained, programs_of
 from downpour.plan.restrict import restriction
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
     from downpour.optimizer import DownpourSGD
     from downpour.plan.discover import Reached
+    from downpour.plan.numbers import DenseNumber
     from downpour.plan.program import Loss
     from downpour.plan.restrict import Restriction
     from downpour.plan.specs import SparseTableSpec
-    from downpour.plan.told import Kind, Told
+    from downpour.plan.told import Told
     from downpour.strategy import Strategy
 
 
@@ -74,13 +76,14 @@ def plan_losses(
     trained = {name: _trained(name, what, limits, statistics) for name, what in reached.items()}
     _refuse_same_names(declared, named)
     sparse = tuple(
-        planned_table(spec, optimizer, strategy, desc, example)
-        for spec in _with_ids(declared, trained)
+        planned_table(replace(declared[name], id=number), optimizer, strategy, desc, example)
+        for name, number in sparse_numbers(trained, desc).items()
     )
-    dense = _dense_tables(trained, model, said, first_id=len(sparse))
+    numbers = dense_numbers(trained, first=len(sparse))
+    dense = _dense_tables(numbers, model, said)
     programs = programs_of(trained, sparse, dense, said)
     plan = Plan(sparse=sparse, dense=dense, programs=programs, clip=optimizer.clip, losses=named)
-    plan = merged(plan, optimizer, strategy, desc)
+    plan = merged(plan, numbers, said, optimizer, strategy, desc)
     return replace(plan, startup=checked_startup(startup, plan, model))
 
 
@@ -154,44 +157,27 @@ def _refuse_same_names(declared: Mapping[str, SparseTableSpec], named: Mapping[s
                 )
 
 
-def _with_ids(
-    declared: Mapping[str, SparseTableSpec], trained: Mapping[str, Trained]
-) -> list[SparseTableSpec]:
-    """The tables that some loss reads, with ids from 0."""
-    read = {table for what in trained.values() for table in what.read}
-    kept = [spec for name, spec in declared.items() if name in read]
-    return [replace(spec, id=number) for number, spec in enumerate(kept)]
-
-
 def _dense_tables(
-    trained: Mapping[str, Trained],
-    model: torch.nn.Module,
-    said: Told,
-    first_id: int,
+    numbers: Sequence[DenseNumber], model: torch.nn.Module, said: Told
 ) -> tuple[DenseTableSpec, ...]:
-    """Each loss's dense table, then its data-norm table: what no loss before it has taken."""
+    """The tables that hold something."""
     parameters = dense_parameters(model)
-    tables: list[DenseTableSpec] = []
-    taken: set[str] = set()
-    for loss, what in trained.items():
-        of_kind: dict[Kind, tuple[str, ...]] = {
-            "dense": what.parameters, "data_norm": what.statistics,
-        }  # fmt: skip
-        for kind, names in of_kind.items():
-            own = [name for name in names if name not in taken]
-            taken.update(own)
-            if own:
-                rule, files = said.tables[kind]
-                tables.append(
-                    DenseTableSpec(
-                        id=first_id + len(tables),
-                        name=f"{kind}.{loss}",
-                        rule=rule,
-                        sections=sections_of({it: tuple(parameters[it].shape) for it in own}),
-                        dtype=_dtype_of({it: parameters[it] for it in own}, loss),
-                        files=files,
-                    )
-                )
+    tables = []
+    for number in numbers:
+        if not number.own:
+            continue
+        own = {name: parameters[name] for name in number.own}
+        rule, files = said.tables[number.kind]
+        tables.append(
+            DenseTableSpec(
+                id=number.id,
+                name=f"{number.kind}.{number.loss}",
+                rule=rule,
+                sections=sections_of({name: tuple(it.shape) for name, it in own.items()}),
+                dtype=_dtype_of(own, number.loss),
+                files=files,
+            )
+        )
     return tuple(tables)
 
 

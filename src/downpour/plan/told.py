@@ -24,26 +24,34 @@ OF_STRATEGY = {"dense": "dense_table", "data_norm": "datanorm_table"}
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """`tables`: the rule and files of dense and data-norm tables. `scale_datanorm`: None is off."""
+    """`tables`: the rule and files of dense and data-norm tables. `scale_datanorm`: None is off.
+
+    `given`: which of `times_batch_size` and `scale_datanorm` somebody has said.
+    """
 
     tables: Mapping[Kind, tuple[Rule, TableFiles]]
     window: int
     times_batch_size: bool
     scale_datanorm: float | None
     adjust: AdjustInsWeight | None
+    given: frozenset[str]
 
 
 def told(optimizer: DownpourSGD, strategy: Strategy | None) -> Told:
     """Put together what the two say. Raises SettingError for what both say, or cannot be."""
+    scales = _scales(optimizer, strategy)
+    scale_datanorm = _scale_datanorm(optimizer, strategy)
+    given = {"times_batch_size": scales, "scale_datanorm": scale_datanorm}
     return Told(
         tables={
             "dense": _table("dense", optimizer, strategy),
             "data_norm": _table("data_norm", optimizer, strategy),
         },
         window=optimizer.window,
-        times_batch_size=_times_batch_size(optimizer, strategy),
-        scale_datanorm=_scale_datanorm(optimizer, strategy),
+        times_batch_size=strategy is not None if scales is None else scales,  # as the reference
+        scale_datanorm=scale_datanorm,
         adjust=None if strategy is None else strategy.adjust_ins_weight,
+        given=frozenset(name for name, value in given.items() if value is not None),
     )
 
 
@@ -62,12 +70,11 @@ def _table(
     return desc.rule, desc.files
 
 
-def _times_batch_size(optimizer: DownpourSGD, strategy: Strategy | None) -> bool:
-    """Off unless set, but on where a strategy is given that does not say otherwise."""
+def _scales(optimizer: DownpourSGD, strategy: Strategy | None) -> bool | None:
+    """Whether gradients of rows are multiplied by the batch size; None where nobody says."""
     setting = "scale_sparse_gradient_with_batch_size"
     given = None if strategy is None else getattr(strategy, setting)
-    own = _one(setting, optimizer.scale_sparse_gradient_with_batch_size, given)
-    return strategy is not None if own is None else bool(own)
+    return _one(setting, optimizer.scale_sparse_gradient_with_batch_size, given)
 
 
 def _scale_datanorm(optimizer: DownpourSGD, strategy: Strategy | None) -> float | None:

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from downpour.errors import PlanError
+from downpour.plan.described_dense import require_one_rule
+from downpour.plan.described_ops import as_described, check_skipped, refuse_other_compute
 from downpour.plan.program import PullDense, PullSparse, PushDense, PushSparse
-from downpour.settings import first_unlike
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from downpour.plan.fleet_desc import FleetDesc, TrainerDesc
+    from downpour.plan.numbers import DenseNumber
     from downpour.plan.plan import Plan
     from downpour.plan.program import Op, Program
-
-FORWARD = ("lookup_table", "lookup_table_v2", "pull_sparse", "pull_sparse_v2")
-BACKWARD = (*(f"{kind}_grad" for kind in FORWARD), "push_sparse", "push_sparse_v2")
+    from downpour.plan.told import Told
 
 
-def described_programs(plan: Plan, desc: FleetDesc, window: int) -> dict[str, Program]:
-    """The plan's programs as the description's trainers say; `window` is the optimizer's.
+def trainers_of(losses: Sequence[str], desc: FleetDesc) -> Sequence[TrainerDesc | None]:
+    """The description of each loss's program: one for all of them, or one each, in order.
 
-    Raises PlanError for what contradicts the losses.
+    Raises PlanError for another number of them, and for one that has the name of another loss.
     """
-    trainers = _trainers(plan, desc)
-    return {
-        name: _program(plan, program, trainer, window)
-        for (name, program), trainer in zip(plan.programs.items(), trainers, strict=True)
-    }
-
-
-def _trainers(plan: Plan, desc: FleetDesc) -> Sequence[TrainerDesc | None]:
-    """The description of each program: one for all of them, or one each, in order."""
-    given, number = desc.trainers, len(plan.programs)
+    given, number = desc.trainers, len(losses)
     if len(given) <= 1:
         return [given[0] if given else None] * number
     if len(given) != number:
@@ -42,8 +33,8 @@ def _trainers(plan: Plan, desc: FleetDesc) -> Sequence[TrainerDesc | None]:
             f"{given[0].where}: there are {len(given)} trainer_param for {number} losses; give one "
             "for all, or one each"
         )
-    for name, trainer in zip(plan.programs, given, strict=True):
-        if trainer.program_id != name and trainer.program_id in plan.programs:
+    for name, trainer in zip(losses, given, strict=True):
+        if trainer.program_id != name and trainer.program_id in losses:
             raise PlanError(
                 f"{trainer.at_config('program_id')} is {trainer.program_id!r}, and by its place "
                 f"it is of loss {name!r}; write trainer_param in the order of the losses"
@@ -51,30 +42,135 @@ def _trainers(plan: Plan, desc: FleetDesc) -> Sequence[TrainerDesc | None]:
     return given
 
 
-def _program(plan: Plan, program: Program, trainer: TrainerDesc | None, window: int) -> Program:
-    if trainer is None:
-        return program
-    _check_sparse(plan, program, trainer)
-    _check_dense(plan, program, trainer)
-    _check_config(plan, program, trainer)
-    skipped = program.skipped_ops
-    if trainer.skip_ops:
-        skipped = trainer.skip_ops
-        _check_skipped(program, trainer)
-    ops = tuple(_windowed(op, trainer, window) for op in program.ops)
-    made = replace(program, ops=ops, skipped_ops=skipped)
-    if trainer.program not in (None, made) and trainer.names_tables:
-        own, other = first_unlike(_parts(made), _parts(trainer.program))
-        raise PlanError(
-            f"{trainer.where}: program {trainer.program.name!r} is not the one of loss "
-            f"{program.name!r}, which has {own!r} where it has {other!r}; describe the plan of "
-            "this model"
-        )
-    return made
+def described_programs(
+    plan: Plan, desc: FleetDesc, numbers: Sequence[DenseNumber], told: Told
+) -> dict[str, Program]:
+    """The plan's programs as the description's trainers say.
+
+    `numbers` are those of dense tables; `told` is what optimizer and strategy say. Raises PlanError
+    for what contradicts them or the losses.
+    """
+    trainers = trainers_of([*plan.programs], desc)
+    return {
+        name: _Described(plan, desc, program, trainer, numbers).program(told)
+        if trainer
+        else program
+        for (name, program), trainer in zip(plan.programs.items(), trainers, strict=True)
+    }
 
 
-def _parts(program: Program) -> tuple[Any, ...]:
-    return (program.name, *program.ops, program.skipped_ops)
+def refuse_other_gradients(plan: Plan, desc: FleetDesc) -> None:
+    """Raise PlanError for a plan's own description in which other things get no gradient.
+
+    All that comes after would differ by it, so it is looked at first.
+    """
+    trainers = trainers_of([*plan.programs], desc)
+    for program, trainer in zip(plan.programs.values(), trainers, strict=True):
+        if trainer is not None and (described := _described_program(trainer)) is not None:
+            refuse_other_compute(program, described, trainer.where)
+
+
+def _described_program(trainer: TrainerDesc) -> Program | None:
+    """The program that a plan's own description has."""
+    return trainer.program if trainer.names_tables else None
+
+
+class _Described:
+    """A program, and what a description says of it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        desc: FleetDesc,
+        program: Program,
+        trainer: TrainerDesc,
+        numbers: Sequence[DenseNumber],
+    ) -> None:
+        self._plan, self._desc, self._program, self._trainer = plan, desc, program, trainer
+        self._numbers = {it.id: it for it in numbers if it.loss == program.name}
+        self._ids = plan.ids
+
+    def program(self, told: Told) -> Program:
+        """The program as it is described."""
+        self._check_sparse()
+        self._check_dense()
+        self._check_config()
+        if self._trainer.skip_ops:
+            check_skipped(self._program, self._trainer)
+        ops = tuple(_windowed(op, self._trainer, told.window) for op in self._program.ops)
+        skipped = self._trainer.skip_ops or self._program.skipped_ops
+        made = replace(self._program, ops=ops, skipped_ops=skipped)
+        described = _described_program(self._trainer)
+        if described is None:
+            return made
+        return as_described(made, described, told, self._trainer.where)
+
+    def _check_sparse(self) -> None:
+        """The features of a table that the file lists must be those that the loss reads."""
+        read: dict[int, tuple[str, ...]] = {}
+        for op in self._program.ops_of(PullSparse):
+            number = self._ids[op.table]
+            read[number] = (*read.get(number, ()), *op.features)
+        for number, features in self._trainer.sparse.items():
+            if features and {*features} != {*read.get(number, ())}:
+                raise PlanError(
+                    f"{self._trainer.at_table('sparse', number, 'slot_key')} is "
+                    f"{', '.join(features)}, and loss {self._program.name!r} reads "
+                    f"{', '.join(read.get(number, ())) or 'nothing'} in table {number}"
+                )
+            _require_used(self._trainer.at_table("sparse", number, "table_id"), number, read)
+
+    def _check_dense(self) -> None:
+        """The parameters of a table that the file lists must be those that the loss trains.
+
+        As the reference has it, those that the losses before have taken may be there too.
+        """
+        pushed = {self._ids[op.table]: op.parameters for op in self._program.ops_of(PushDense)}
+        for number, names in self._trainer.dense.items():
+            unlike = sorted({*names} ^ {*pushed.get(number, ())})
+            if names and unlike and not self._has_copies(number, names):
+                raise PlanError(
+                    f"{self._trainer.at_table('dense', number, 'dense_variable_name')} and the "
+                    f"parameters that loss {self._program.name!r} trains in table {number} differ "
+                    f"in {', '.join(unlike[:5])}; correct it, or leave it out"
+                )
+            subject = self._trainer.at_table("dense", number, "table_id")
+            _require_used(subject, number, {**pushed, **self._numbers})
+
+    def _has_copies(self, number: int, names: tuple[str, ...]) -> bool:
+        """Whether these are all parameters of a kind that the loss trains, which it may share."""
+        numbered = self._numbers.get(number)
+        if numbered is None or {*names} != {*numbered.trained}:
+            return False
+        if number in self._desc.dense:
+            require_one_rule(numbered, self._desc.dense[number], self._plan.dense)
+        return True
+
+    def _check_config(self) -> None:
+        """The tables of a program_config, if it lists any, must be all those of its program.
+
+        Dense ones may be those that the reference numbers for the loss.
+        """
+        trainer = self._trainer
+        listed = {
+            "pull_sparse_table_id": (trainer.pull_sparse, PullSparse),
+            "push_sparse_table_id": (trainer.push_sparse, PushSparse),
+            "pull_dense_table_id": (trainer.pull_dense, PullDense),
+            "push_dense_table_id": (trainer.push_dense, PushDense),
+        }
+        if not trainer.names_tables:
+            return
+        for field, (given, kind) in listed.items():
+            if "dense" in field and {*given} == {*self._numbers}:
+                continue
+            own = [self._ids[table] for table in self._program.tables(kind)]
+            for index, number in enumerate(given):
+                _require_used(trainer.at_config(field, index), number, own)
+            if lacking := [str(number) for number in own if number not in given]:
+                raise PlanError(
+                    f"{trainer.at_config(field)}: lacks {', '.join(lacking)}, which loss "
+                    f"{self._program.name!r} uses there; write all four lists, or none"
+                )
 
 
 def _windowed(op: Op, trainer: TrainerDesc, window: int) -> Op:
@@ -93,96 +189,8 @@ def _windowed(op: Op, trainer: TrainerDesc, window: int) -> Op:
     return replace(op, every=every)
 
 
-def _check_sparse(plan: Plan, program: Program, trainer: TrainerDesc) -> None:
-    """The features of a table that the file lists must be those that the loss reads."""
-    read = _features_by_id(plan, program)
-    for number, features in trainer.sparse.items():
-        if features and {*features} != {*read.get(number, ())}:
-            raise PlanError(
-                f"{trainer.at_table('sparse', number, 'slot_key')} is {', '.join(features)}, and "
-                f"loss {program.name!r} reads {', '.join(read.get(number, ())) or 'nothing'} in "
-                f"table {number}"
-            )
-    _check_entries(trainer, "sparse", read)
-
-
-def _features_by_id(plan: Plan, program: Program) -> dict[int, tuple[str, ...]]:
-    read: dict[int, tuple[str, ...]] = {}
-    ids = plan.ids
-    for op in program.ops_of(PullSparse):
-        number = ids[op.table]
-        read[number] = (*read.get(number, ()), *op.features)
-    return read
-
-
-def _check_dense(plan: Plan, program: Program, trainer: TrainerDesc) -> None:
-    """The parameters of a table that the file lists must be those that the loss trains."""
-    ids = plan.ids
-    trained = {ids[op.table]: op.parameters for op in program.ops_of(PushDense)}
-    for number, names in trainer.dense.items():
-        own = trained.get(number, ())
-        unlike = sorted({*names} ^ {*own})
-        if names and unlike:
-            raise PlanError(
-                f"{trainer.at_table('dense', number, 'dense_variable_name')} and the parameters "
-                f"that loss {program.name!r} trains in table {number} differ in "
-                f"{', '.join(unlike[:5])}; correct it, or leave it out"
-            )
-    _check_entries(trainer, "dense", trained)
-
-
-def _check_entries(
-    trainer: TrainerDesc, kind: Literal["sparse", "dense"], own: Collection[int]
-) -> None:
-    """A trainer may have entries of the tables only that its program has."""
-    for number in trainer.sparse if kind == "sparse" else trainer.dense:
-        _require_used(trainer.at_table(kind, number, "table_id"), number, own)
-
-
-def _check_config(plan: Plan, program: Program, trainer: TrainerDesc) -> None:
-    """The tables of a program_config, if it lists any, must be all those of its program."""
-    listed = {
-        "pull_sparse_table_id": (trainer.pull_sparse, PullSparse),
-        "push_sparse_table_id": (trainer.push_sparse, PushSparse),
-        "pull_dense_table_id": (trainer.pull_dense, PullDense),
-        "push_dense_table_id": (trainer.push_dense, PushDense),
-    }
-    if not trainer.names_tables:
-        return
-    ids = plan.ids
-    for field, (given, kind) in listed.items():
-        own = [ids[table] for table in program.tables(kind)]
-        for index, number in enumerate(given):
-            _require_used(trainer.at_config(field, index), number, own)
-        if lacking := [str(number) for number in own if number not in given]:
-            raise PlanError(
-                f"{trainer.at_config(field)}: lacks {', '.join(lacking)}, which loss "
-                f"{program.name!r} uses there; write all four lists, or none"
-            )
-
-
 def _require_used(subject: str, number: int, own: Collection[int]) -> None:
     if number not in own:
         raise PlanError(
             f"{subject} is {number}, and the loss uses {', '.join(map(str, own)) or 'none'} there"
-        )
-
-
-def _check_skipped(program: Program, trainer: TrainerDesc) -> None:
-    """As in the reference, an op is skipped whose kind contains a name of the list."""
-    names = trainer.skip_ops
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise PlanError(f"{trainer.at('skip_op', index)}: {name!r} is given twice; keep one")
-    kinds = (*FORWARD, *BACKWARD) if program.skipped_ops else ()
-    for index, name in enumerate(names):
-        if not any(name in kind for kind in kinds):
-            raise PlanError(
-                f"{trainer.at('skip_op', index)}: {name!r} matches no op of loss "
-                f"{program.name!r}; its look-ups are {', '.join(program.skipped_ops) or 'none'}"
-            )
-    if not any(name in kind for name in names for kind in FORWARD):
-        raise PlanError(
-            f"{trainer.at('skip_op')}: must name lookup_table, got {', '.join(names)}: the rows "
-            f"of loss {program.name!r} are on servers, so it cannot run in a worker"
         )
