@@ -65,11 +65,11 @@ def four(model: Any, batch: dp.Batch) -> torch.Tensor:
     return model.out.weight.sum()
 
 
-def test_tables_are_numbered_sparse_first_then_a_dense_one_for_each_loss_that_has_its_own() -> None:
+def test_tables_are_numbered_sparse_first_then_one_for_each_loss_be_it_empty() -> None:
     plan = planned(TwoTables(), [one, two, three, four])
     assert [(table.id, table.name) for table in plan.sparse] == [(0, "embedding"), (1, "wide")]
     assert [(block.id, block.name) for block in plan.dense] == [
-        (2, "dense.one"), (3, "dense.two"), (4, "dense.four"),
+        (2, "dense.one"), (3, "dense.two"), (5, "dense.four"),  # 4 is of loss three, as in Paddle
     ]  # fmt: skip
 
 
@@ -115,6 +115,15 @@ def test_the_learning_rate_is_for_rules_that_are_not_given() -> None:
     assert rules == [dp.G2SumAdagrad(0.3), dp.Adagrad(0.1)]
     assert {block.rule for block in plan.dense} == {dp.AdamD2Sum(0.3)}
     assert dp.G2SumAdagrad(0.3).initial_g2sum == 3.0
+
+
+def test_learning_rate_and_window_are_positional_as_in_paddle() -> None:
+    assert dp.DownpourSGD(0.2) == dp.DownpourSGD(learning_rate=0.2)
+    assert dp.DownpourSGD(0.2, 3) == dp.DownpourSGD(learning_rate=0.2, window=3)
+    with pytest.raises(TypeError):
+        dp.DownpourSGD(0.2, 3, dp.SGD(0.1))  # type: ignore[misc]
+    with pytest.raises(dp.SettingError, match="learning_rate must be > 0, got 'fast'"):
+        dp.DownpourSGD("fast")  # type: ignore[arg-type]
 
 
 def test_a_rule_for_a_table_that_is_not_there_is_refused() -> None:

@@ -73,6 +73,39 @@ def test_parameter_list_restricts_dense_parameters(as_objects: bool) -> None:
     assert moved(model, plan) == {"rows", "out.weight", "hidden.weight", "alias.weight"}
 
 
+def test_parameter_list_may_name_the_table_whose_rows_are_trained_anyway() -> None:
+    """As in Paddle, where a table is a parameter too and is pushed whatever the list has."""
+    model = Deep()
+    plan = plan_of(model, parameter_list=["out.weight", "embedding"])
+    assert plan == plan_of(model, parameter_list=["out.weight"])
+    assert moved(model, plan) == {"rows", "out.weight"}
+    assert trained(plan_of(model, parameter_list=["embedding"])) == set()
+
+
+class TwoTables(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = dp.SparseEmbedding("user", 1)
+
+    def forward(self, batch: dp.Batch) -> torch.Tensor:
+        return super().forward(batch) + self.wide(batch).flatten()
+
+
+def test_a_list_that_names_some_tables_only_is_refused() -> None:
+    """It would read as if the others were not trained."""
+    names = ["out.weight", "embedding"]
+    with pytest.raises(
+        dp.PlanError,
+        match=r"parameter_list names 'embedding', and loss 'click' trains the rows of 'wide' as we"
+        r"ll: .* Name all of these tables or none, or give no_grad_set=\['wide'\]",
+    ):
+        plan_of(TwoTables(), parameter_list=names)
+    both = plan_of(TwoTables(), parameter_list=[*names, "wide"])
+    assert both == plan_of(TwoTables(), parameter_list=["out.weight"])
+    one = plan_of(TwoTables(), parameter_list=names, no_grad_set=["wide"])
+    assert one.programs["click"].tables(PushSparse) == ("embedding",)
+
+
 def test_no_grad_set_takes_parameters_by_any_of_their_names() -> None:
     model = Deep()
     plan = plan_of(model, no_grad_set={"alias.weight", "_orig_mod.out.bias"})
@@ -290,6 +323,7 @@ def test_params_grads_are_by_loss_and_sorted() -> None:
     ("limits", "message"),
     [
         ({"parameter_list": ["out.wieght"]}, "'out.wieght'.*did you mean 'out.weight'"),
+        ({"parameter_list": ["embeding"]}, "'embeding'.*did you mean 'embedding'"),
         ({"parameter_list": [torch.nn.Parameter(torch.zeros(1))]}, "no parameter of the model"),
         ({"parameter_list": "out.weight"}, "must be a list of names, got 'out.weight'"),
         ({"parameter_list": {"buy": []}}, "names the loss 'buy'; there are: click"),

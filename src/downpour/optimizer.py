@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from downpour.accessor import CtrAccessor
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from downpour.rules import Rule
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DownpourSGD:
-    """The optimizer of a run: a frozen value.
+    """The optimizer of a run: a frozen value. `DownpourSGD(0.2)` sets its learning rate.
 
     Args:
         learning_rate: read only where a rule is not given: there sparse tables get
@@ -50,6 +50,7 @@ class DownpourSGD:
 
     learning_rate: float = 0.001
     window: int = 1
+    _: KW_ONLY
     sparse: Rule | CtrAccessor | Mapping[str, Rule | CtrAccessor] | None = None
     dense: Rule | None = None
     data_norm: Summary | None = None
@@ -126,7 +127,8 @@ class DownpourSGD:
             startup: the first values of the dense parameters: a state_dict, or a function of the
                 model that changes it or returns one. None takes the model's own.
             parameter_list: the dense parameters to train, by name or as they are; of all losses,
-                {loss: list}, or a list of lists. None trains all that a loss reaches.
+                {loss: list}, or a list of lists. None trains all that a loss reaches. Rows are
+                trained in any case, as in the reference; a list may name all of their tables.
             no_grad_set: parameters, tables and modules that get no gradient from any loss; the
                 output of a module is detached.
             strategy: the reference's fleet strategy, a dict or a `Strategy`.

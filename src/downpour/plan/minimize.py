@@ -97,6 +97,7 @@ def _trained(
     learned = {
         table: names for table, names in reached.learned.items() if table not in limits.tables
     }
+    limits.check_tables(loss, learned)
     if not kept and not learned:
         raise PlanError(
             f"loss {loss!r} reaches nothing that can be trained: parameter_list and no_grad_set "

@@ -20,11 +20,12 @@ Parameters: TypeAlias = "Iterable[str | torch.nn.Parameter]"
 
 @dataclass(frozen=True, slots=True)
 class Restriction:
-    """`allowed`: by loss, the parameters that it may train, None for all; `parameters`, `tables`
-    and `modules` get no gradient from any loss.
+    """`allowed`: by loss, the parameters that it may train, None for all; `named`: the tables that
+    its list names. `parameters`, `tables` and `modules` get no gradient from any loss.
     """
 
     allowed: Mapping[str, frozenset[str] | None]
+    named: Mapping[str, frozenset[str]]
     parameters: frozenset[str]
     tables: frozenset[str]
     modules: frozenset[str]
@@ -33,6 +34,20 @@ class Restriction:
         """Whether a loss's gradient of a parameter is taken."""
         allowed = self.allowed[loss]
         return parameter not in self.parameters and (allowed is None or parameter in allowed)
+
+    def check_tables(self, loss: str, trained: Iterable[str]) -> None:
+        """Raise PlanError for a list that names some of the tables that a loss trains.
+
+        As in the reference, rows are trained whether or not a list names their table.
+        """
+        lacking = [table for table in trained if table not in self.named[loss]]
+        if self.named[loss] and lacking:
+            raise PlanError(
+                f"parameter_list names {_texts(sorted(self.named[loss]))}, and loss {loss!r} "
+                f"trains the rows of {_texts(lacking)} as well: a list chooses among dense "
+                "parameters, rows are trained in any case. Name all of these tables or none, or "
+                f"give no_grad_set={lacking}"
+            )
 
 
 def restriction(
@@ -56,11 +71,13 @@ def restriction(
             groups["modules"].add(plan_name(given))
         else:
             raise _unknown("no_grad_set", given, [*names.canonical, *tables, *modules])
+    found = {
+        loss: None if given is None else names.require(given, tables)
+        for loss, given in by_loss.items()
+    }
     return Restriction(
-        allowed={
-            loss: None if given is None else frozenset(names.require(given))
-            for loss, given in by_loss.items()
-        },
+        allowed={loss: own and own[0] for loss, own in found.items()},
+        named={loss: frozenset() if own is None else own[1] for loss, own in found.items()},
         **{group: frozenset(found) for group, found in groups.items()},
     )
 
@@ -81,14 +98,19 @@ class _Names:
             return self._by_id.get(id(given))
         return self.canonical.get(plan_name(given)) if isinstance(given, str) else None
 
-    def require(self, listed: Parameters) -> list[str]:
-        found = []
+    def require(
+        self, listed: Parameters, tables: Collection[str]
+    ) -> tuple[frozenset[str], frozenset[str]]:
+        """The parameters and the tables of a list; PlanError for what is neither."""
+        parameters, named = set(), set()
         for given in listed:
-            name = self.find(given)
-            if name is None:
-                raise _unknown("parameter_list", given, list(self.canonical))
-            found.append(name)
-        return found
+            if (name := self.find(given)) is not None:
+                parameters.add(name)
+            elif isinstance(given, str) and given in tables:
+                named.add(given)
+            else:
+                raise _unknown("parameter_list", given, [*self.canonical, *tables])
+        return frozenset(parameters), frozenset(named)
 
 
 def _by_loss(parameter_list: Any, losses: Sequence[str]) -> dict[str, list[Any] | None]:
@@ -123,6 +145,10 @@ def _listed(argument: str, given: Any) -> list[Any]:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise PlanError(f"{argument} must be a list of names, got {given!r}")
     return list(given)
+
+
+def _texts(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _unknown(argument: str, given: object, known: Sequence[str]) -> PlanError:
