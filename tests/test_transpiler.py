@@ -122,6 +122,14 @@ def test_a_transpiler_gives_its_programs_by_the_names_of_paddle() -> None:
     assert transpiler.get_pserver_program(SERVERS[0]) == made.pserver_program(SERVERS[0])
     assert transpiler.get_startup_program() == made.trainer_startup
     assert transpiler.get_startup_program(SERVERS[0]) == made.pserver_startup(SERVERS[0])
+    assert transpiler.get_trainer_program(wait_port=False) == (recv, local, send)
+    main, startup = transpiler.get_pserver_programs(SERVERS[0])
+    assert (main, startup) == (made.pserver_program(SERVERS[0]), made.pserver_startup(SERVERS[0]))
+    assert transpiler.get_pserver_programs()[0] == made.pserver_program(SERVERS[1])
+    assert transpiler.get_startup_program(SERVERS[0], main) == startup
+    assert transpiler.get_startup_program(SERVERS[0], pserver_program=main) == startup
+    own = transpiler.get_pserver_program()
+    assert transpiler.get_startup_program(pserver_program=own) == made.pserver_startup(SERVERS[1])
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
@@ -186,6 +194,9 @@ def test_a_startup_takes_the_place_of_the_plans() -> None:
     assert transpiler.transpile(0, plan).plan.startup is len
     state = {"fc.bias": 0}
     assert transpiler.transpile(0, plan, startup=state).plan.startup is state
+    assert transpiler.transpile(0, plan, startup_program=state).plan.startup is state
+    positional = transpiler.transpile(0, plan, ",".join(SERVERS), 1, True, state, SERVERS[0])
+    assert positional.plan.startup is state
 
 
 def test_all_tables_of_a_plan_get_one_rule_and_nothing_else_changes() -> None:

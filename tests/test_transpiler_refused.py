@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,16 +39,72 @@ def test_settings_of_a_config_are_refused(settings: Any, message: str) -> None:
         DistributeTranspilerConfig(**settings)
 
 
-def test_a_config_is_a_frozen_value_that_says_how_tables_are_split() -> None:
+def test_a_config_says_how_tables_are_split() -> None:
     config = DistributeTranspilerConfig(split_method="HashName", min_block_size=5)
     assert config.sections == dp.Sections(min_size=5, placement="hash")
     whole = DistributeTranspilerConfig(slice_var_up=False)
     assert whole.sections == dp.Sections(split=False)
-    assert hash(config) == hash(replace(config))
-    with pytest.raises(FrozenInstanceError):
-        config.min_block_size = 3  # type: ignore[misc]
     with pytest.raises(dp.SettingError, match=r"takes a DistributeTranspilerConfig, got {'min"):
         DistributeTranspiler({"min_block_size": 3})  # type: ignore[arg-type]
+
+
+def test_fields_of_a_config_are_set_as_in_paddle_until_it_is_transpiled() -> None:
+    config = DistributeTranspilerConfig()
+    config.split_method = "HashName"
+    config.min_block_size = 5
+    config.slice_var_up = False
+    config.federation = ROUNDS
+    assert config == DistributeTranspilerConfig(
+        split_method="HashName", min_block_size=5, slice_var_up=False, federation=ROUNDS
+    )
+    transpiler = DistributeTranspiler(config)
+    made = transpiler.transpile(0, two_losses())
+    assert made.config == config
+    config.min_block_size = 7
+    assert made.config.min_block_size == 5
+    assert transpiler.transpile(0, two_losses()).config.min_block_size == 7
+    with pytest.raises(dp.SettingError, match=r"min_block_size was transpiled with and stays as i"):
+        made.config.min_block_size = 3
+    assert made.config.sections == dp.Sections(min_size=5, placement="hash", split=False)
+    assert hash(made.config) == hash(made.config.taken())
+    with pytest.raises(TypeError, match="a config whose fields can be set has no hash"):
+        hash(config)
+
+
+@pytest.mark.parametrize("settings", [{"slice_var_up": 1}, {"split_method": "Hash"}])
+def test_a_field_that_cannot_be_set_stays(settings: dict[str, Any]) -> None:
+    config = DistributeTranspilerConfig()
+    ((name, value),) = settings.items()
+    with pytest.raises(dp.SettingError, match=f"DistributeTranspilerConfig.{name} must be"):
+        setattr(config, name, value)
+    assert config == DistributeTranspilerConfig()
+
+
+# Paddle 2.6.2's other fields, with their defaults there.
+OTHERS = {
+    "mode": "pserver", "sync_mode": True, "runtime_split_send_recv": False, "half_async": False,
+    "completely_not_async": False, "geo_sgd_mode": False, "geo_sgd_need_push_nums": 100,
+    "enable_dc_asgd": False, "collective_mode": None, "nccl_comm_num": 1,
+    "use_hierarchical_allreduce": False, "hierarchical_allreduce_inter_nranks": 0,
+    "wait_port": True, "print_log": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_fields_of_paddles_config_may_be_set_to_their_defaults(name: str) -> None:
+    config = DistributeTranspilerConfig()
+    setattr(config, name, OTHERS[name])
+    assert config == DistributeTranspilerConfig()
+    with pytest.raises(dp.SettingError, match=rf"Config.{name} must be .*, got 'other': "):
+        setattr(config, name, "other")
+
+
+def test_a_field_that_there_is_not_is_refused_with_the_nearest() -> None:
+    config = DistributeTranspilerConfig()
+    with pytest.raises(dp.SettingError, match="has no field 'spilt_method'; did you mean 'split_"):
+        config.spilt_method = "HashName"  # type: ignore[attr-defined]
+    with pytest.raises(dp.SettingError, match="has no field 'x'; it has: slice_var_up, min_block"):
+        config.x = 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +212,28 @@ def test_what_is_no_program_of_the_plan_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         DistributeTranspiler().transpile(0, program, plan=plan)
+
+
+def test_a_startup_is_given_by_one_of_its_names() -> None:
+    with pytest.raises(dp.SettingError, match="startup_program and startup are the same; give one"):
+        DistributeTranspiler().transpile(0, two_losses(), startup_program=len, startup=len)
+
+
+def test_getters_refuse_what_is_of_another_server_or_was_not_transpiled() -> None:
+    transpiler = DistributeTranspiler()
+    transpiler.transpile(0, two_losses(), ",".join(SERVERS), startup_program=len)
+    first, second = map(transpiler.get_pserver_program, SERVERS)
+    assert transpiler.get_startup_program(SERVERS[0], first, len).endpoint == SERVERS[0]
+    with pytest.raises(
+        dp.SettingError, match=r"is not the program of server '127.0.0.1:6174'; giv"
+    ):
+        transpiler.get_startup_program(SERVERS[0], second)
+    with pytest.raises(
+        dp.SettingError, match=r"is not the one that was transpiled; give it to tra"
+    ):
+        transpiler.get_startup_program(SERVERS[0], first, max)
+    with pytest.raises(dp.SettingError, match="wait_port must be True or False, got 1"):
+        transpiler.get_trainer_program(wait_port=1)  # type: ignore[arg-type]
 
 
 def test_a_startup_that_gives_no_values_is_refused() -> None:

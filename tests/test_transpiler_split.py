@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,52 @@ def test_variables_may_stay_whole() -> None:
     for method in ("RoundRobin", "HashName"):
         made = transpiled(slice_var_up=False, min_block_size=1, split_method=method)
         assert {it.name for it in made.split} == {*made.split.variables}
+
+
+NAMES = [f"fc_{number}.{kind}" for number in range(6) for kind in ("bias", "weight")]
+
+
+def test_whole_variables_take_turns_in_a_shuffled_order_as_in_paddle() -> None:
+    """In the order of their names all biases would be on one of two servers."""
+    plan = one_loss(dp.SGD(0.1), dict.fromkeys(NAMES, (8, 8)))
+    order = [*NAMES]
+    np.random.RandomState(0).shuffle(order)  # that of Paddle's transpiler
+    made = transpiled(plan, slice_var_up=False)
+    first = plan.dense[0].id  # whose turn is the first
+    servers = {it.variable: SERVERS.index(it.endpoint) for it in made.split.of_kind("parameter")}
+    assert servers == {name: (first + turn) % 2 for turn, name in enumerate(order)}
+    assert [it.variable for it in made.split.of_kind("parameter")] == NAMES
+    biases = {servers[name] for name in NAMES if name.endswith("bias")}
+    assert biases == {0, 1}
+
+
+# Where Paddle 2.6.2's own transpiler put the variables of six layers, on the second of two servers.
+SECOND = {"fc_5.w_0", "fc_5.b_0", "fc_4.b_0", "fc_3.w_0", "fc_1.w_0", "fc_2.w_0"}
+
+
+def test_whole_variables_are_where_paddle_put_them() -> None:
+    names = [f"fc_{number}.{kind}_0" for number in range(6) for kind in "bw"]
+    plan = one_loss(dp.SGD(0.1), dict.fromkeys(names, (8, 8)))
+    plan = replace(plan, dense=(replace(plan.dense[0], id=0),))
+    made = transpiled(plan, slice_var_up=False)
+    assert {it.variable for it in made.split.endpoint(SERVERS[1])
+            if it.kind == "parameter"} == SECOND  # fmt: skip
+
+
+def test_sections_take_turns_in_their_order() -> None:
+    plan = one_loss(dp.SGD(0.1), dict.fromkeys(NAMES, (8, 8)))
+    servers = [it.endpoint for it in transpiled(plan).split.of_kind("parameter")]
+    assert servers == [SERVERS[(plan.dense[0].id + turn) % 2] for turn in range(len(NAMES))]
+
+
+@pytest.mark.parametrize("slice_var_up", [True, False])
+def test_hash_name_hashes_the_name_of_a_section(slice_var_up: bool) -> None:
+    plan = one_loss(dp.SGD(0.1), dict.fromkeys(NAMES, (8, 8)))
+    made = transpiled(plan, slice_var_up=slice_var_up, min_block_size=32, split_method="HashName")
+    sections = made.split.of_kind("parameter")
+    assert len(sections) == len(NAMES) * (1 + slice_var_up)
+    for section in sections:
+        assert section.endpoint == SERVERS[zlib.crc32(section.name.encode()) % 2]
 
 
 def test_a_parameter_of_several_losses_has_one_home() -> None:

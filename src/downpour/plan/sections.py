@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from downpour.errors import SettingError
+from downpour.settings import require_choice
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -32,8 +33,9 @@ class Sections:
 
     `split`: whether parameters are split at all, or each is whole on one server. `min_size`:
     elements below which one is not split further. `placement`: parts go to the servers in turn, or
-    each to the one that the hash of its name gives. All servers of a run and all their clients must
-    have the same. Raises SettingError.
+    each to the one that the hash of its name gives. In turn, parameters that stay whole go in a
+    shuffled order, since sorted names alternate between weights and biases. All servers of a run
+    and all their clients must have the same. Raises SettingError.
     """
 
     min_size: int = 8192
@@ -43,10 +45,7 @@ class Sections:
     def __post_init__(self) -> None:
         if type(self.min_size) is not int or self.min_size < 1:
             raise SettingError(f"Sections.min_size must be an int >= 1, got {self.min_size!r}")
-        if self.placement not in PLACEMENTS:
-            raise SettingError(
-                f"Sections.placement must be one of {', '.join(PLACEMENTS)}, got {self.placement!r}"
-            )
+        require_choice("Sections.placement", self.placement, PLACEMENTS)
         if type(self.split) is not bool:
             raise SettingError(f"Sections.split must be True or False, got {self.split!r}")
 
@@ -85,36 +84,57 @@ def split(
 ) -> tuple[Part, ...]:
     """The parts of a dense table, in its order.
 
-    A parameter has at most a part a server. All parts but its last are of one size, `min_size` at
-    least; the last has the rest. In turn, the parts go to servers from the table's id on, so that
-    many small tables spread. A rule that mixes the elements of a parameter keeps it whole.
+    A parameter has at most one part on each server. All parts but its last are of one size,
+    `min_size` at least; the last has the rest. In turn, the parts go to servers from the table's id
+    on, so that many small tables spread; by hash, each goes where the CRC-32 of its name says. A
+    rule that mixes the elements of a parameter keeps it whole.
     """
     if type(num_servers) is not int or num_servers < 1:
         raise SettingError(f"split: num_servers must be an int >= 1, got {num_servers!r}")
     is_whole = not sections.split or (num_servers > 1 and not moves_by_element(spec.rule))
     most = 1 if is_whole else num_servers
-    parts: list[Part] = []
-    for section in spec.sections:
-        block = _block_size(section, most, sections.min_size)
-        count = max(1, math.ceil(section.size / block))
-        for index in range(count):
-            if sections.placement == "hash":
-                turn = zlib.crc32(f"{section.name}:{index}".encode())
-            else:
-                turn = spec.id + len(parts)
-            size = min(block, section.size - index * block)
-            parts.append(
-                Part(
-                    parameter=section.name,
-                    index=index,
-                    of=count,
-                    offset=section.offset + index * block,
-                    size=size,
-                    shape=_shape(section, size) if count > 1 else section.shape,
-                    server=turn % num_servers,
-                )
-            )
-    return tuple(parts)
+    parts = [part for section in spec.sections for part in _parts(section, most, sections.min_size)]
+    turns = _turns(len(parts), is_shuffled=not sections.split)
+    return tuple(
+        replace(part, server=_server(part, spec.id + turn, sections) % num_servers)
+        for part, turn in zip(parts, turns, strict=True)
+    )
+
+
+def _parts(section: Section, most: int, min_size: int) -> Iterator[Part]:
+    """The parts of one parameter, on no server yet."""
+    block = _block_size(section, most, min_size)
+    count = max(1, math.ceil(section.size / block))
+    for index in range(count):
+        size = min(block, section.size - index * block)
+        yield Part(
+            parameter=section.name,
+            index=index,
+            of=count,
+            offset=section.offset + index * block,
+            size=size,
+            shape=_shape(section, size) if count > 1 else section.shape,
+            server=-1,
+        )
+
+
+def _server(part: Part, turn: int, sections: Sections) -> int:
+    return zlib.crc32(part.name.encode()) if sections.placement == "hash" else turn
+
+
+def _turns(count: int, *, is_shuffled: bool) -> list[int]:
+    """When each part has its turn.
+
+    Shuffled as Paddle's transpiler does it, with numpy's generator of seed 0, whose stream numpy
+    has promised to keep.
+    """
+    if not is_shuffled:
+        return [*range(count)]
+    order = np.random.RandomState(0).permutation(count)
+    turns = [0] * count
+    for turn, part in enumerate(order.tolist()):
+        turns[part] = turn
+    return turns
 
 
 def _block_size(section: Section, most: int, min_size: int) -> int:

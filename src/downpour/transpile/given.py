@@ -49,7 +49,8 @@ def planned(
         return taken
     if not (callable(startup) or isinstance(startup, Mapping)):
         raise PlanError(
-            f"transpile: startup must be a function of the model or a state_dict, got {startup!r}"
+            "transpile: the startup must be a function of the model or a state_dict, got "
+            f"{startup!r}"
         )
     return replace(taken, startup=startup)
 

@@ -51,10 +51,11 @@ class DistributeTranspiler:
         pservers: str = DEFAULT_ENDPOINT,
         trainers: int | str = 1,
         sync_mode: bool = True,
-        startup: Callable[[Any], Any] | Mapping[str, Any] | None = None,
+        startup_program: Callable[[Any], Any] | Mapping[str, Any] | None = None,
         current_endpoint: str = DEFAULT_ENDPOINT,
         *,
         plan: Plan | None = None,
+        startup: Callable[[Any], Any] | Mapping[str, Any] | None = None,
     ) -> Transpiled:
         """Decide where every variable is and what travels.
 
@@ -65,18 +66,24 @@ class DistributeTranspiler:
             pservers: the servers, "host:port" by commas; "[address]:port" for IPv6.
             trainers: how many there are.
             sync_mode: whether trainers wait for each other and servers average what they send.
-            startup: what gives the model its first values, in place of the plan's own.
+            startup_program: what gives the model its first values, in place of the plan's own: a
+                function of the model or a state_dict.
             current_endpoint: the server that this process is, if it is one.
+            startup: `startup_program` by the name that minimize gives it; give one of the two.
 
         Raises SettingError; PlanError for what is planned and cannot be trained like this.
         """
+        if startup is not None and startup_program is not None:
+            raise SettingError("transpile: startup_program and startup are the same; give one")
+        first = startup if startup_program is None else startup_program
+        config = self.config.taken()
         self._transpiled = Transpiled(
-            plan=planned(program, plan, startup, self.config),
+            plan=planned(program, plan, first, config),
             trainer_id=trainer_id,
             trainers=num_trainers(trainers),
             sync_mode=sync_mode,
             endpoints=endpoints_of(pservers),
-            config=self.config,
+            config=config,
             current_endpoint=current_endpoint,
         )
         return self._transpiled
@@ -91,8 +98,16 @@ class DistributeTranspiler:
             )
         return self._transpiled
 
-    def get_trainer_program(self) -> TrainerPrograms:
-        """What a trainer runs: (recv, local, send)."""
+    def get_trainer_program(self, wait_port: bool = True) -> TrainerPrograms:
+        """What a trainer runs: (recv, local, send).
+
+        wait_port: True or False, as in Paddle, and nothing waits here either way: the trainer's
+        startup program does, until all servers answer.
+        """
+        if type(wait_port) is not bool:
+            raise SettingError(
+                f"get_trainer_program: wait_port must be True or False, got {wait_port!r}"
+            )
         return self.transpiled.trainer_programs
 
     def get_pserver_program(self, endpoint: str | None = None) -> DistributedProgram:
@@ -100,10 +115,42 @@ class DistributeTranspiler:
         done = self.transpiled
         return done.pserver_program(done.current_endpoint if endpoint is None else endpoint)
 
-    def get_startup_program(self, endpoint: str | None = None) -> DistributedProgram:
-        """What a server runs first; None is the trainer's own."""
+    def get_pserver_programs(
+        self, endpoint: str | None = None
+    ) -> tuple[DistributedProgram, DistributedProgram]:
+        """What a server runs, and what it runs before that: its main and its startup program."""
         done = self.transpiled
-        return done.trainer_startup if endpoint is None else done.pserver_startup(endpoint)
+        endpoint = done.current_endpoint if endpoint is None else endpoint
+        return done.pserver_program(endpoint), done.pserver_startup(endpoint)
+
+    def get_startup_program(
+        self,
+        endpoint: str | None = None,
+        pserver_program: DistributedProgram | None = None,
+        startup_program: Callable[[Any], Any] | Mapping[str, Any] | None = None,
+    ) -> DistributedProgram:
+        """What a server runs first; None is the trainer's own.
+
+        pserver_program: as Paddle's callers give it; it must be the main program of that server.
+        startup_program: likewise; it must be the one that `transpile` was given.
+        """
+        done = self.transpiled
+        if startup_program is not None and startup_program is not done.plan.startup:
+            raise SettingError(
+                "get_startup_program: startup_program is not the one that was transpiled; give it "
+                "to transpile(startup_program=...)"
+            )
+        if endpoint is None and pserver_program is None:
+            return done.trainer_startup
+        if endpoint is None:
+            endpoint = done.current_endpoint
+        if pserver_program not in (None, done.pserver_program(endpoint)):
+            raise SettingError(
+                f"get_startup_program: pserver_program is not the program of server {endpoint!r}; "
+                f"give what get_pserver_program({endpoint!r}) gave, or leave it out, got "
+                f"{pserver_program!r:.80}"
+            )
+        return done.pserver_startup(endpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +190,7 @@ class Transpiled:
                 "take sync_mode=True, or a config without federation, got sync_mode=False with "
                 f"{short(self.config.federation)}"
             )
+        object.__setattr__(self, "config", self.config.taken())
         _ = self.split  # which refuses names that clash
 
     @property
