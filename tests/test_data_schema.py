@@ -74,6 +74,14 @@ def test_numbers_may_be_written_as_text():
     assert batch.label.tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("missing", ["NULL", "\\N", " NA ", "nan", "None", "", None], ids=repr)
+def test_a_text_that_says_missing_is_a_missing_number(missing):
+    schema = Schema(dense=[Dense("x", fill=0.5)], labels=["y"])
+    assert schema.batch({"x": ["1", missing], "y": ["1", "0"]}).dense["x"].tolist() == [1, 0.5]
+    with pytest.raises(DataError, match="label 'y': missing, NaN or infinite at row 1"):
+        schema.batch({"x": ["1", "1"], "y": ["1", missing]})
+
+
 def test_a_list_column_is_a_wide_dense_input():
     schema = Schema(dense=["vector"], features=["user"])
     assert schema.batch({"vector": [[1, 2], [3, 4]], "user": [1, 2]}).dense["vector"].shape == (
@@ -110,7 +118,8 @@ def test_a_schema_is_a_value():
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "float ids": ([1.0], {"features": ["x"]}, "feature 'x': ids must be integers or texts"),
+    "float ids": ([1.0, 0.5], {"features": ["x"]}, "feature 'x': row 1 holds 0.5, which is not"),
+    "time ids": (pa.array([1], pa.date32()), {"features": ["x"]}, "'x': ids must be integers or"),
     "no number": (
         ["5", "x"],
         {"features": [Feature("user", "x", hashed=False)]},

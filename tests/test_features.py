@@ -212,7 +212,7 @@ def test_a_keyed_jagged_tensor_of_unlike_strides_is_refused():
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "float ids": ({"features": {"user": [1.0]}}, "feature 'user': ids must be integers"),
+    "float ids": ({"features": {"user": [1.5]}}, "feature 'user': row 0 holds 1.5, which is not"),
     "NaN in dense": (
         {"dense": {"age": [1, NAN, NAN]}},
         r"dense column 'age': must be finite, got nan at sample 1 \(.*: 2\)",

@@ -115,6 +115,22 @@ def test_ids_are_taken_by_their_bits():
     assert Jagged.of([True, False]).to_list() == [[1], [0]]
 
 
+def test_whole_floats_are_the_ids_that_pandas_made_them_of():
+    floats = [5.0, NAN, 2.0**53 - 1, -7.0]
+    doubles: list[Any] = [floats, np.array(floats), torch.tensor(floats, dtype=torch.float64)]
+    for data in doubles:
+        assert Jagged.of(data).to_list() == [[5], [], [2**53 - 1], [2**64 - 7]]
+    halves: list[Any] = [
+        pd.Series([5, None]),
+        pl.Series([5.0, NAN]),
+        np.array([5, NAN], np.float16),
+    ]
+    for data in halves:
+        assert Jagged.of(data).to_list() == [[5], []]
+    assert Jagged.of(np.array([[5.0, NAN], [NAN, 7.0]])).to_list() == [[5], [7]]
+    assert Jagged.of(pd.Series([5, None]), hashed=True) == Jagged.of(["5", None], hashed=True)
+
+
 def test_no_samples_and_only_empty_bags():
     assert len(Jagged.of([])) == 0
     assert len(Jagged.of(np.array([], np.int64))) == 0
@@ -238,14 +254,15 @@ def test_it_shows_what_it_is():
         Jagged([1])[1]
 
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "floats": (lambda: Jagged.of([1.0, 2.0]), "must be integers or texts, got double"),
-    "numpy floats": (lambda: Jagged.of(np.array([1.0])), "ids must be integers, got float64"),
-    "torch floats": (lambda: Jagged.of(torch.tensor([1.0])), "ids must be integers, got float32"),
-    "pandas with missing": (lambda: Jagged.of(pd.Series([1, None])), r"use .astype\('Int64'\)"),
+    "floats": (lambda: Jagged.of([1.0, 2.5]), "row 1 holds 2.5, which is not a whole number"),
+    "float values": (lambda: Jagged([1.0]), "ids must be integers, got float64"),
+    "numpy floats": (lambda: Jagged.of(np.array([2.0**53])), r"a float of 2\*\*53 or more.*Int64"),
+    "torch floats": (lambda: Jagged.of(torch.tensor([2.0**24])), r"16777216.0, a float of 2\*\*24"),
+    "infinity": (lambda: Jagged.of(pd.Series([1, None, INF])), "row 2 holds inf, which is not"),
     "times": (lambda: Jagged.of(pa.array([1], pa.timestamp("s"))), "cast the column to integers"),
     "lists of lists of lists": (lambda: Jagged.of([[[1]]]), "must be integers or texts, got list"),
     "three dimensions": (

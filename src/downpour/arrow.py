@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 from downpour.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
 Column: TypeAlias = Any
@@ -29,21 +32,79 @@ def as_array(data: Column) -> pa.Array:
     if isinstance(data, str | bytes):
         raise DataError(f"a column must hold one entry a sample, got the single text {data!r}")
     try:
-        if is_tensor(data):
-            return pa.array(data.detach().cpu().numpy())
-        if is_pandas(data):
-            array = pa.Array.from_pandas(data)
-        elif hasattr(data, "to_arrow"):
-            array = data.to_arrow()
-        elif isinstance(data, np.ndarray) and data.dtype.kind == "T":
-            array = pa.array(data.astype(object))
-        elif isinstance(data, np.ndarray):
-            array = pa.array(data)
-        else:
-            array = _from_sequence(list(data))
+        return one_array(_converted(data))
     except (pa.ArrowException, TypeError, OverflowError) as error:
-        raise DataError(f"cannot read a {type(data).__name__} as a column: {error}") from error
-    return one_array(array)
+        try:
+            return _from_objects(data)
+        except (pa.ArrowException, TypeError, OverflowError):  # the first error says it better
+            raise DataError(f"cannot read a {type(data).__name__} as a column: {error}") from error
+
+
+def _converted(data: Any) -> pa.Array | pa.ChunkedArray:
+    """The Arrow array of a column whose entries have one type, as its library makes it."""
+    if is_tensor(data):
+        return pa.array(data.detach().cpu().numpy())
+    if is_pandas(data):
+        return pa.Array.from_pandas(data)
+    if str(getattr(data, "dtype", "")) in ("Object", "Int128", "UInt128"):  # polars
+        raise TypeError(f"Arrow has no {data.dtype}")
+    if hasattr(data, "to_arrow"):
+        return data.to_arrow()
+    if isinstance(data, np.ndarray):
+        return pa.array(data.astype(object) if data.dtype.kind == "T" else data)
+    return pa.array(list(data))
+
+
+def _from_objects(data: Any) -> pa.Array:
+    """Read Python objects for which Arrow finds no common type.
+
+    Integers of 2**63 and more are uint64; where those stand beside negative ones, floats or
+    texts, as in columns of objects that pandas read in pieces, all become texts.
+    """
+    entries = list(data)
+    try:
+        return _array_of(entries, _integer_of, pa.uint64())
+    except (pa.ArrowException, TypeError, OverflowError):
+        return _array_of(entries, _text_of, pa.string())
+
+
+def _array_of(entries: list[Any], make: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:
+    """An array of entries made so, or of lists of them."""
+    if not any(isinstance(entry, list | tuple | np.ndarray) for entry in entries):
+        return pa.array(list(map(make, entries)), kind)
+    lists = [None if _is_missing(entry) else list(map(make, entry)) for entry in entries]
+    return pa.array(lists, pa.list_(kind))
+
+
+def _is_missing(entry: Any) -> bool:
+    """Whether this is None, NaN, or pandas' NA or NaT."""
+    if entry is None or type(entry).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(entry, float | np.floating | Decimal) and entry != entry
+
+
+def _integer_of(entry: Any) -> int | None:
+    """An integer; Arrow would cut off the fraction of a float. TypeError for anything else."""
+    if _is_missing(entry):
+        return None
+    if isinstance(entry, bool) or not isinstance(entry, int | np.integer):
+        raise TypeError(f"no integer: {type(entry).__name__}")
+    return int(entry)
+
+
+def _text_of(entry: Any) -> str | None:
+    """What a text column has for a number or a text. TypeError for anything else."""
+    if _is_missing(entry):
+        return None
+    if isinstance(entry, str):
+        return str(entry)
+    if isinstance(entry, bool | np.bool_ | int | np.integer):
+        return str(entry)
+    if isinstance(entry, Decimal) and entry.is_finite():
+        return str(int(entry) if entry == int(entry) else entry)
+    if isinstance(entry, float | np.floating):
+        return repr(float(entry))
+    raise TypeError(f"no number or text: {type(entry).__name__}")
 
 
 def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -53,37 +114,42 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _from_sequence(entries: list[Any]) -> pa.Array:
-    try:
-        return pa.array(entries)
-    except OverflowError:  # ids of 2**63 and more: Arrow guesses signed integers
-        nested = any(isinstance(entry, list | tuple) for entry in entries)
-        return pa.array(entries, pa.list_(pa.uint64()) if nested else pa.uint64())
-
-
-def as_table(frame: Any) -> pa.Table:
+def as_table(frame: Any, columns: Callable[[list[str]], Sequence[str]] = list) -> pa.Table:
     """Make an Arrow table of an Arrow, pandas or polars frame, or of a dict of columns.
 
+    columns: of the names that there are, gives those that are read; others are not looked at.
     Raises DataError for anything else.
     """
-    if isinstance(frame, pa.Table):
-        return frame
-    if isinstance(frame, pa.RecordBatch):
-        return pa.Table.from_batches([frame])
+    names, column = _columns_of(frame)
+    wanted = columns(names)
+    arrays = [column(name) for name in wanted]
     try:
-        if isinstance(frame, dict):
-            return pa.table({name: as_array(column) for name, column in frame.items()})
-        if is_pandas(frame):
-            return pa.Table.from_pandas(frame, preserve_index=False)
-        if hasattr(frame, "to_arrow"):
-            return frame.to_arrow()
-    except (pa.ArrowException, TypeError) as error:
+        return pa.table(arrays, names=wanted)
+    except pa.ArrowException as error:
         raise DataError(f"cannot read a {type(frame).__name__} as a table: {error}") from error
+
+
+def _columns_of(frame: Any) -> tuple[list[str], Callable[[str], pa.Array | pa.ChunkedArray]]:
+    """The names of a frame's columns, and what gives each."""
+    if isinstance(frame, pa.Table | pa.RecordBatch):
+        return frame.schema.names, frame.column
+    if isinstance(frame, dict):
+        return list(frame), lambda name: _column(name, frame[name])
+    if (is_pandas(frame) or hasattr(frame, "to_arrow")) and hasattr(frame, "columns"):
+        keys = {str(key): key for key in frame.columns}  # pandas has names that are no texts
+        return list(map(str, frame.columns)), lambda name: _column(name, frame[keys[name]])
     kind = f"{type(frame).__module__}.{type(frame).__name__}"
     raise DataError(
         f"a frame must be an Arrow table or record batch, a pandas or polars DataFrame or a dict "
         f"of columns, got {kind}; collect() a polars LazyFrame first"
     )
+
+
+def _column(name: str, data: Column) -> pa.Array:
+    try:
+        return as_array(data)
+    except DataError as error:
+        raise DataError(f"column {name!r}: {error}") from error
 
 
 def is_pandas(data: object) -> bool:

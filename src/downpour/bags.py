@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from downpour.arrow import (
-    Column,
-    as_array,
-    is_list,
-    is_pandas,
-    is_tensor,
-    is_text,
-    list_parts,
-    valid_mask,
-)
+from downpour.arrow import Column, as_array, is_list, is_tensor, is_text, list_parts
 from downpour.errors import DataError
-from downpour.hashing import as_keys, split_text, text_keys
+from downpour.hashing import as_keys
+from downpour.ids import EntryError, Reading, number_ids, read_ids, split_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from numpy.typing import NDArray
+
+
+AS_USUAL = Reading()
 
 
 class Bags(NamedTuple):
@@ -36,19 +33,27 @@ class Bags(NamedTuple):
     lengths: NDArray[np.int64] | None = None  # of the bags with their missing entries
 
 
-def bags_of(data: Column, separator: str | None = None, hashed: bool | None = None) -> Bags:
-    """Read keys: one a sample, or a bag a sample. See `Jagged.of`."""
+def bags_of(data: Column, separator: str | None = None, reading: Reading = AS_USUAL) -> Bags:
+    """Read ids: one a sample, or a bag a sample. See `Jagged.of`."""
     if is_tensor(data) and data.is_nested:
         return _bounded(data.values().detach().cpu().numpy(), data.offsets().cpu().numpy())
     if is_tensor(data):
         data = data.detach().cpu().numpy()
     elif hasattr(data, "weights_or_none"):  # TorchRec's JaggedTensor
         return _bounded(data.values().detach().cpu().numpy(), data.offsets().cpu().numpy())
-    if isinstance(data, np.ndarray) and data.dtype.kind in "iubf" and data.ndim > 1:
-        return _rectangle(data, hashed)
-    if isinstance(data, np.ndarray) and data.dtype.kind in "iubf" and not hashed:
-        return Bags(as_keys(data))
-    return _from_arrow(as_array(data), separator, hashed, from_pandas=is_pandas(data))
+    if isinstance(data, np.ndarray) and data.dtype.kind in "iubf":
+        return _from_numbers(data, reading)
+    array = as_array(data)
+    if separator is not None:
+        return _from_split(array, separator, reading)
+    if not is_list(array.type):
+        with _named_rows():
+            keys, there = read_ids(array, reading)
+        return _bags(keys, there, None)
+    array, lengths = list_parts(array)
+    with _named_rows(lengths):
+        keys, there = read_ids(array, reading)
+    return _bags(keys, there, lengths)
 
 
 def bag_weights(weights: Column, bags: Bags, separator: str | None = None) -> NDArray[np.float64]:
@@ -82,76 +87,49 @@ def _bounded(values: NDArray[Any], offsets: NDArray[Any]) -> Bags:
     return Bags(as_keys(values), offsets, lengths=np.diff(offsets))
 
 
-def _rectangle(data: NDArray[Any], hashed: bool | None) -> Bags:
-    if data.ndim != 2:
+def _from_numbers(data: NDArray[Any], reading: Reading) -> Bags:
+    """Bags of an array [batch], or [batch, k]."""
+    if data.ndim not in (1, 2):
         raise DataError(f"ids must be [batch] or [batch, k], got shape {data.shape}")
-    lengths = np.full(len(data), data.shape[1])
-    flat = bags_of(data.reshape(-1), None, hashed).values
-    return Bags(flat, cumulate(lengths), lengths=lengths)
+    lengths = None if data.ndim == 1 else np.full(len(data), data.shape[1])
+    with _named_rows(lengths):
+        keys, there = number_ids(data.reshape(-1), reading)
+    return _bags(keys, there, lengths)
 
 
-def _from_arrow(
-    array: pa.Array, separator: str | None, hashed: bool | None, *, from_pandas: bool
-) -> Bags:
-    if separator is not None:
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if pa.types.is_null(array.type):
-            array = array.cast(pa.string())
-        if not is_text(array.type):
-            raise DataError(f"separator={separator!r} splits texts, got {array.type}")
-        keys, offsets = split_text(_without_nulls(array), separator, hashed=hashed)
-        return Bags(keys, offsets, lengths=np.diff(offsets))
-    if not is_list(array.type):
-        keys, there = _keys_of(array, hashed, from_pandas)
-        return Bags(keys, None if there is None else cumulate(there), there)
-    array, lengths = list_parts(array)
-    keys, there = _keys_of(array, hashed, from_pandas)
-    offsets = cumulate(lengths)
-    if there is not None:  # what is missing inside a bag is left out of it
-        offsets = cumulate(there)[offsets]
-    return Bags(keys, offsets, there, lengths)
-
-
-def _without_nulls(array: pa.Array) -> pa.Array:
-    return array.fill_null("") if array.null_count else array
-
-
-def _keys_of(
-    array: pa.Array, hashed: bool | None, from_pandas: bool
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
-    """Give the keys of the entries that are there, and which those are (None: all)."""
-    there = valid_mask(array) if array.null_count else None
-    if there is not None:
-        array = array.drop_null()
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return _dictionary_keys(array, hashed, from_pandas), there
-    if hashed and pa.types.is_integer(kind):
+def _from_split(array: pa.Array, separator: str, reading: Reading) -> Bags:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
         array = array.cast(pa.string())
-    if is_text(array.type):
-        return text_keys(array, hashed=hashed), there
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
-        return as_keys(array.to_numpy(zero_copy_only=False)), there
-    hint = "cast the column to integers or text"
-    if pa.types.is_floating(kind) and from_pandas:
-        hint = (
-            "pandas turns integers with missing values into floats: use .astype('Int64') or "
-            "read them with dtype_backend='pyarrow'"
-        )
-    raise DataError(f"ids must be integers or texts, got {kind}; {hint}")
+    if not is_text(array.type):
+        raise DataError(f"separator={separator!r} splits texts, got {array.type}")
+    with _named_rows():
+        keys, offsets, there = split_ids(array, separator, reading)
+    return _bags(keys, there, np.diff(offsets))
 
 
-def _dictionary_keys(
-    array: pa.DictionaryArray, hashed: bool | None, from_pandas: bool
-) -> NDArray[np.uint64]:
-    """Hash each category once; `array` has no nulls."""
-    if array.dictionary.null_count:
-        keys, _ = _keys_of(array.dictionary_decode(), hashed, from_pandas)
-        return keys
-    names, _ = _keys_of(array.dictionary, hashed, from_pandas)
-    picked: NDArray[np.uint64] = names[np.asarray(array.indices)]
-    return picked
+def _bags(
+    keys: NDArray[np.uint64], there: NDArray[np.bool_] | None, lengths: NDArray[np.int64] | None
+) -> Bags:
+    """Bags of these lengths (None: of one entry each), without the entries that are missing."""
+    offsets = None if lengths is None else cumulate(lengths)
+    if there is None:
+        return Bags(keys, offsets, None, lengths)
+    before = cumulate(there)
+    return Bags(keys[there], before if offsets is None else before[offsets], there, lengths)
+
+
+@contextmanager
+def _named_rows(lengths: NDArray[np.int64] | None = None) -> Iterator[None]:
+    """Tell the row of an entry that is no id, in bags of these lengths (None: of one each)."""
+    try:
+        yield
+    except EntryError as error:
+        row = error.place
+        if lengths is not None:
+            row = int(np.searchsorted(np.cumsum(lengths), row, side="right"))
+        raise DataError(f"row {row} holds {error}") from error
 
 
 def _flat_weights(
@@ -177,9 +155,9 @@ def _flat_weights(
 
 
 def _split_weights(array: pa.Array, separator: str) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Split a text column of numbers, leaving out empty parts as `split_text` does."""
+    """Split a text column of numbers, leaving out empty parts as `split_ids` does."""
     texts, lengths = list_parts(
-        pc.split_pattern(_without_nulls(array.cast(pa.large_string())), separator)
+        pc.split_pattern(array.cast(pa.large_string()).fill_null(""), separator)
     )
     kept = pc.not_equal(texts, "")
     try:

@@ -16,15 +16,7 @@ import pyarrow as pa
 
 from downpour.arrow import Column, as_array, is_text, text_buffers
 from downpour.errors import DataError
-from downpour.text_kernels import (
-    HASH,
-    NUMBER,
-    NUMBER_OR_HASH,
-    count_parts,
-    cross_rows,
-    hash_rows,
-    split_rows,
-)
+from downpour.xxh64 import cross_rows, hash_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,13 +26,13 @@ SPACE_SEED = 0x646F776E706F7572
 
 
 def hash_strings(values: Column, *, salt: str = "") -> NDArray[np.uint64]:
-    """Hash texts to keys, whatever the texts look like.
+    """Hash texts to keys, whatever the texts look like: "5" and "5.0" are two.
 
     values: [n] texts (list, numpy, Arrow, pandas, polars). salt: another salt gives another,
     unrelated hash; "" is seed 0. Returns uint64 [n]. A missing value has no hash: DataError.
     """
     array = _text_array(values)
-    return hash_text(array, np.array([_seed(salt)], np.uint64), HASH)
+    return hash_text(array, np.array([_seed(salt)], np.uint64))
 
 
 def hash_pairs(features: str | Column, values: Column) -> NDArray[np.uint64]:
@@ -52,11 +44,11 @@ def hash_pairs(features: str | Column, values: Column) -> NDArray[np.uint64]:
     """
     array = _text_array(values)
     if isinstance(features, str):
-        return hash_text(array, np.array([_seed(features)], np.uint64), HASH)
+        return hash_text(array, np.array([_seed(features)], np.uint64))
     seeds = hash_strings(features)
     if len(seeds) != len(array):
         raise DataError(f"hash_pairs: {len(seeds)} features for {len(array)} values; give as many")
-    return hash_text(array, seeds, HASH)
+    return hash_text(array, seeds)
 
 
 def cross(first: Column, second: Column) -> NDArray[np.uint64]:
@@ -87,45 +79,11 @@ def mix(keys: NDArray[np.uint64], salt: np.uint64) -> NDArray[np.uint64]:
     return keys ^ salt
 
 
-def text_keys(array: pa.Array, *, hashed: bool | None = None) -> NDArray[np.uint64]:
-    """Turn a text array without nulls into keys.
-
-    hashed None: a text that is written exactly as a whole number is that number (negative ones
-    by their 64-bit two's complement), any other text is hashed; so a CSV and a Parquet file of one
-    log give the same keys. "007" is not how 7 is written: it is hashed. True: every text is
-    hashed. False: every text must be a whole number, or DataError with the first that is not.
-    """
-    mode = NUMBER_OR_HASH if hashed is None else HASH if hashed else NUMBER
-    return hash_text(array, np.zeros(1, np.uint64), mode)
-
-
-def split_text(
-    array: pa.Array, separator: str, *, hashed: bool | None = None
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Split a text array without nulls into bags of keys; empty parts are left out.
-
-    Returns (keys uint64 [num_values], offsets int64 [n + 1]). `hashed` as in `text_keys`.
-    """
-    mode = NUMBER_OR_HASH if hashed is None else HASH if hashed else NUMBER
-    data, starts = text_buffers(array)
-    mark = np.frombuffer(separator.encode(), np.uint8)
-    offsets = np.zeros(len(array) + 1, np.int64)
-    count_parts(data, starts, mark, offsets)
-    np.cumsum(offsets, out=offsets)
-    keys = np.empty(offsets[-1], np.uint64)
-    bad = split_rows(data, starts, mark, mode, offsets, keys)
-    if bad >= 0:
-        raise DataError(_not_a_number(array, bad))
-    return keys, offsets
-
-
-def hash_text(array: pa.Array, seeds: NDArray[np.uint64], mode: int) -> NDArray[np.uint64]:
-    """Turn a text array without nulls into keys; seeds: uint64 [1] for all or [n]."""
+def hash_text(array: pa.Array, seeds: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hash a text array without nulls; seeds: uint64 [1] for all or [n]."""
     data, offsets = text_buffers(array)
     out = np.empty(len(array), np.uint64)
-    bad = hash_rows(data, offsets, seeds, mode, out)
-    if bad >= 0:
-        raise DataError(_not_a_number(array, bad))
+    hash_rows(data, offsets, seeds, out)
     return out
 
 
@@ -162,13 +120,6 @@ def _text_array(values: Column) -> pa.Array:
     return array
 
 
-def _not_a_number(array: pa.Array, row: int) -> str:
-    return (
-        f"row {row} holds {array[row].as_py()!r}, which is not a whole number of 64 bits; "
-        f"leave `hashed` out (None) to hash such texts"
-    )
-
-
 @lru_cache(maxsize=4096)
 def _seed(salt: str) -> int:
     return _hash_one(salt, 0) if salt else 0
@@ -176,4 +127,4 @@ def _seed(salt: str) -> int:
 
 def _hash_one(text: str, seed: int) -> int:
     array = pa.array([text], pa.string())
-    return int(hash_text(array, np.array([seed], np.uint64), HASH)[0])
+    return int(hash_text(array, np.array([seed], np.uint64))[0])

@@ -13,6 +13,7 @@ from downpour.arrow import Column, is_tensor
 from downpour.bags import bag_weights, bags_of, cumulate
 from downpour.errors import DataError
 from downpour.hashing import as_keys
+from downpour.ids import NULL_VALUES, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,18 +67,20 @@ class Jagged:
         weights: Column | None = None,
         separator: str | None = None,
         hashed: bool | None = None,
+        null_values: Sequence[str] = NULL_VALUES,
         allow_negative: bool = False,
     ) -> Jagged:
         """Make a feature of whatever holds it.
 
         data: a Jagged; one id or text a sample (list, numpy [batch], torch, Arrow, pandas,
         polars, categories); a bag a sample (lists of lists, Arrow lists, numpy or torch
-        [batch, k], a torch nested tensor); or TorchRec's JaggedTensor. A missing entry is an
-        empty bag, and left out of a bag that it is in. Texts become keys by
-        `downpour.hashing.text_keys` with `hashed`; `separator` splits each text into a bag first.
+        [batch, k], a torch nested tensor); or TorchRec's JaggedTensor. A missing entry (None, NaN,
+        a blank text, one of `null_values`) is an empty bag, and left out of a bag that it is in.
+        A number is one id however it is spelled, also as a text, and other texts are hashed;
+        `hashed` says otherwise, as in `Feature`. `separator` splits each text into a bag first.
         weights: one an id, in the same form as data.
 
-        Raises DataError: floats as ids, a missing weight, other lengths.
+        Raises DataError: an entry that is no id, with its row; a missing weight, other lengths.
 
         >>> Jagged.of(["3 4", "", None, "5"], separator=" ").to_list()
         [[3, 4], [], [], [5]]
@@ -86,7 +89,7 @@ class Jagged:
             if weights is None:
                 return data
             return cls(data.values, data.offsets, weights, allow_negative=allow_negative)
-        bags = bags_of(data, separator, hashed)
+        bags = bags_of(data, separator, Reading(hashed, tuple(null_values)))
         if weights is not None:
             weights = bag_weights(weights, bags, separator)
         elif hasattr(data, "weights_or_none"):

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from downpour.arrow import is_list, is_text
 from downpour.errors import DataError
 from downpour.floats import numbers_of
+from downpour.ids import NULL_VALUES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,11 +45,16 @@ def _numbers(array: pa.Array) -> NDArray[Any]:
 
 
 def _parsed(array: pa.Array) -> pa.Array:
-    """Read the numbers that are written in a text column; blanks around them mean nothing."""
+    """Read the numbers that are written in a text column, without the blanks around them.
+
+    Those of NULL_VALUES are missing.
+    """
     try:
         return array.cast(pa.float64())
     except pa.ArrowInvalid:
         array = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
+        is_missing = pc.is_in(array, pa.array(NULL_VALUES, array.type))
+        array = pc.if_else(is_missing, pa.scalar(None, array.type), array)
     try:
         return array.cast(pa.float64())
     except pa.ArrowInvalid as error:

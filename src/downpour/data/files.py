@@ -35,7 +35,8 @@ class Files:
     .bz2, .zst or .lz4, which text may have).
     delimiter, quote_char, null_values, column_names: of text. The delimiter is one character, ","
     in csv and a tab in tsv unless given; with quote_char None, quotes mean nothing; a cell of
-    null_values is missing; column_names are given where files have no header line.
+    null_values is missing, whatever the column (features leave out more: `Feature(null_values=)`);
+    column_names are given where files have no header line.
     shuffle_seed: None keeps the order of time. A number shuffles the files, and then the samples
     in a window of shuffle_rows, by (shuffle_seed, epoch).
     rows: (start, stop) takes only those rows, counted from 0 over all files in order; None is an

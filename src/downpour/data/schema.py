@@ -12,9 +12,10 @@ from downpour.arrow import as_table, one_array
 from downpour.data.columns import read_floats, read_label
 from downpour.errors import DataError, SettingError
 from downpour.features import Batch, Jagged
+from downpour.ids import NULL_VALUES, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Self
 
     import pyarrow as pa
@@ -26,9 +27,11 @@ class Feature:
 
     name: what the model calls it. column: the column's name, if another. separator: splits a text
     into a bag ("Comedy|Drama"); empty parts are left out. weights_column: a weight for each id, in
-    the same form. hashed: None takes a text that is a whole number as that id and hashes any
-    other; True hashes all, numbers by their decimal text; False refuses what is not a whole
-    number. allow_negative: weights may be negative. A missing value is an empty bag.
+    the same form. hashed: None takes what is a whole number as that id, however it is spelled, and
+    hashes any other text; True hashes texts as they are written, and integers by their decimal
+    text; False takes whole numbers alone. null_values: texts that stand for a missing value; a
+    blank one always does. allow_negative: weights may be negative. A missing value is an empty bag,
+    and is left out of a bag that it is in. docs/concepts.md has a table of what each spelling is.
     """
 
     name: str
@@ -37,8 +40,16 @@ class Feature:
     weights_column: str | None = None
     hashed: bool | None = None
     allow_negative: bool = False
+    null_values: Sequence[str] = NULL_VALUES
 
     def __post_init__(self) -> None:
+        if isinstance(self.null_values, str):
+            raise SettingError(
+                f"Feature {self.name!r}: null_values must be a list of texts, got the text "
+                f"{self.null_values!r}"
+            )
+        object.__setattr__(self, "null_values", tuple(self.null_values))
+        Reading(self.hashed, tuple(self.null_values))
         if self.separator == "":
             raise SettingError(f"Feature {self.name!r}: separator must not be empty")
 
@@ -59,6 +70,7 @@ class Feature:
             weights=weights[0] if weights else None,
             separator=self.separator,
             hashed=self.hashed,
+            null_values=self.null_values,
             allow_negative=self.allow_negative,
         )
 
@@ -197,8 +209,7 @@ class Schema:
 
         Raises DataError: a missing column, a wrong type, a missing or non-finite number.
         """
-        table = as_table(frame)
-        self.require_columns(table.column_names)
+        table = as_table(frame, self._own_columns)
         weights = None
         if self.weights is not None:
             weights = _read("sample weights", self.weights, self._read_weights, table)
@@ -208,6 +219,10 @@ class Schema:
             labels={it.name: _read("label", it.name, it.read, table) for it in self.labels},
             weights=weights,
         )
+
+    def _own_columns(self, names: list[str]) -> tuple[str, ...]:
+        self.require_columns(names)
+        return self.columns
 
     def require_columns(self, names: Iterable[str]) -> None:
         """Raise DataError, naming the nearest, unless each column that it reads is there once."""
