@@ -151,7 +151,22 @@ def test_eval_measures_files(
 
 def test_eval_of_one_class_is_json(run_dir: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "new.csv", pa.table(columns(10) | {"click": np.ones(10, np.int64)}))
-    assert json.loads(ok("eval", run_dir, tmp_path / "new.csv", "--json"))["auc"] is None
+    results = json.loads(ok("eval", run_dir, tmp_path / "new.csv", "--json"))
+    assert results["auc"] is None
+    why = "all labels are of one class"
+    assert results["undefined"] == {"auc": why, "auc_bucketed": why}
+
+
+def test_eval_says_what_is_not_defined_for_the_labels(run_dir: Path, tmp_path: Path) -> None:
+    write_csv(tmp_path / "new.csv", pa.table(columns(10) | {"click": np.full(10, 7)}))
+    result = call("eval", run_dir, tmp_path / "new.csv")
+    assert (result.exit_code, result.stdout) == (0, "samples 10\n")
+    first, second, third = result.stderr.splitlines()
+    assert first == "auc, auc_bucketed are not defined: labels must be 0 or 1, got 7.0"
+    assert second == "logloss, copc are not defined: labels must be from 0 to 1, got 7.0"
+    assert third.startswith(
+        "rmse, mae are not defined: labels must be from 0 to 1, got 7.0, as pre"
+    )
 
 
 def refused(*words: object) -> str:
@@ -200,8 +215,9 @@ def test_wrong_files_are_one_line(run_dir: Path, tmp_path: Path) -> None:
     assert "no file matches" in refused("eval", run_dir, path)
     path.write_text("user,items\n1,2\n")
     assert "did you mean 'items'?" in refused("predict", run_dir, path, "--out", out)
-    write_csv(path, pa.table(columns(10) | {"click": np.full(10, 7)}))
-    assert "labels must be 0 or 1, got 7.0" in refused("eval", run_dir, path)
+    write_csv(path, pa.table(columns(10) | {"click": np.full(10, np.nan)}))
+    assert "missing, NaN or infinite at row 0" in refused("eval", run_dir, path)
+    write_csv(path, pa.table(columns(10)))
     assert "batch_size must be at least 1" in refused("eval", run_dir, path, "--batch-size", 0)
     assert "directory" in refused("predict", run_dir, path, "--out", tmp_path)
 

@@ -53,15 +53,18 @@ def test_a_client_without_a_sample_is_told_so(method: dp.FedAvg) -> None:
         batches.of_round(1)
 
 
-def test_labels_that_evaluation_cannot_read_are_refused() -> None:
+def test_labels_that_evaluation_cannot_tell_apart_are_refused() -> None:
+    two = dp.Batch(features={"user": [1], "item": [[2]]}, labels={"label": [1], "stars": [5]})
+
     class Stars(Turning):
         def batches(self, epoch: int = 0) -> Iterator[dp.Batch]:
-            yield from super().batches(epoch) if epoch == 0 else [a_batch([1], [2], [5])]
+            yield from super().batches(epoch) if epoch == 0 else [two]
 
     make = partial(federation, eval_data=data_of(5, 6))
     others = {1: {"data": lambda client, clients: Stars(data_of(client, clients).given)}}
     ours = federate(make, others=others, fails=[1])
     assert isinstance(ours.errors[1], dp.DataError)
+    assert "the labels label, stars; say which one is predicted" in str(ours.errors[1])
     assert ours.heard_from == [EVERYONE, [0, 2], [0, 2]]
 
 

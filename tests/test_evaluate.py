@@ -48,12 +48,12 @@ def test_one_class_has_no_auc() -> None:
     evaluation = evaluate(Given(), [batch([0.5, 0.4], [1, 1])], scores_of, None)
     assert evaluation.results["auc"] is None
     assert evaluation.results["logloss"] is not None
+    assert evaluation.notes == ["auc, auc_bucketed are not defined: all labels are of one class"]
 
 
 @pytest.mark.parametrize(
     ("given", "predict", "message"),
     [
-        (batch([0.5], [2]), scores_of, "labels must be 0 or 1, got 2.0 at sample 0"),
         (batch([1.5], [1]), scores_of, r"must be probabilities in \[0, 1\]"),
         (batch([0.5], [1]), lambda model, batch: 0.5, r"a tensor \[batch\] = \[1\], got float"),
         (batch([0.5], [1]), lambda model, batch: torch.ones(1, 1), r"got \[1, 1\]; give Run a"),
@@ -63,6 +63,45 @@ def test_one_class_has_no_auc() -> None:
 def test_what_cannot_be_measured_is_said(given: dp.Batch, predict: Any, message: str) -> None:
     with pytest.raises(dp.DataError, match=message):
         evaluate(Given(), [given], predict, None)
+
+
+def test_a_regression_has_the_metrics_of_numbers() -> None:
+    batches = [batch([0.5, 3.0], [0, 1]), batch([4.5, 2.0], [5, 2])]  # the first could be clicks
+    evaluation = evaluate(Given(), batches, scores_of, None)
+    assert evaluation.results == {
+        **dict.fromkeys(["auc", "auc_bucketed", "logloss", "copc"]),
+        "rmse": pytest.approx(np.sqrt((0.25 + 4 + 0.25) / 4)),
+        "mae": pytest.approx((0.5 + 2 + 0.5) / 4),
+    }
+    assert evaluation.undefined["auc"] == "labels must be 0 or 1, got 5.0"
+    assert "must be probabilities in [0, 1]" in evaluation.undefined["logloss"]
+    assert evaluation.calibration == ()
+    first, second = evaluation.notes
+    assert first == "auc is not defined: labels must be 0 or 1, got 5.0"
+    assert second.startswith("auc_bucketed, logloss, copc are not defined: scores must be")
+
+
+def test_soft_labels_have_a_logloss() -> None:
+    evaluation = evaluate(Given(), [batch([0.5, 0.25], [0.25, 1])], scores_of, None)
+    logloss = -(0.25 * np.log(0.5) + 0.75 * np.log(0.5) + np.log(0.25)) / 2
+    assert evaluation.results["logloss"] == pytest.approx(logloss)
+    assert evaluation.results["copc"] == pytest.approx(1.25 / 0.75)
+    assert evaluation.results["mae"] == pytest.approx((0.25 + 0.75) / 2)
+    assert sum(each.count for each in evaluation.calibration) == 2
+    why = "labels must be 0 or 1, got 0.25"
+    assert evaluation.undefined == {"auc": why, "auc_bucketed": why}
+    over = evaluate(Given(), [batch([1.5, 0.25], [0.25, 1])], scores_of, None)
+    assert over.results["logloss"] is None
+    assert over.results["mae"] == pytest.approx((1.25 + 0.75) / 2)
+
+
+def test_sigmoids_are_not_compared_with_other_numbers() -> None:
+    evaluation = evaluate(Given(), [batch([2.5], [3])], sigmoid_of_model, None)
+    assert set(evaluation.results.values()) == {None}
+    assert evaluation.undefined["rmse"] == (
+        "labels must be from 0 to 1, got 3.0, as predictions are sigmoids unless Run(predict=) "
+        "says otherwise; for a regression give one that returns what the labels are of"
+    )
 
 
 def test_the_label_is_the_only_one_or_the_named_one() -> None:

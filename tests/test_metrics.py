@@ -309,8 +309,8 @@ def test_merge_refuses_another_kind_or_setting(kind):
 @pytest.mark.parametrize(
     ("labels", "scores", "weights", "message"),
     [
-        ([0, 1, 3], [0.1, 0.2, 0.3], None, "labels must be 0 or 1, got 3 at sample 2"),
-        ([0.0, math.nan], [0.1, 0.2], None, "labels must be 0 or 1, got nan at sample 1"),
+        ([0.0, math.nan], [0.1, 0.2], None, "labels must be .*, got nan at sample 1"),
+        ([0.0, math.inf], [0.1, 0.2], None, "labels must be .*, got inf at sample 1"),
         (["a"], [0.1], None, "labels must be numbers"),
         ([[0], [1]], [0.1, 0.2], None, r"labels must be numbers of shape \[n\]"),
         ([0, 1], [0.1, math.nan], None, "got nan at sample 1"),
@@ -330,7 +330,40 @@ def test_bad_input_is_refused_and_changes_nothing(kind, labels, scores, weights,
     assert metric.result() == before
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not AUC])
+RULES = {AUC: "0 or 1", BucketedAUC: "0 or 1"} | dict.fromkeys(
+    (LogLoss, COPC, Calibration), "from 0 to 1"
+)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_labels_are_checked_by_the_metrics_that_need_some(kind):
+    with pytest.raises(DataError, match=f"labels must be {RULES[kind]}, got 3 at sample 2"):
+        kind().update([0, 1, 3], [0.1, 0.2, 0.3])
+    if RULES[kind] == "0 or 1":
+        with pytest.raises(DataError, match=r"labels must be 0 or 1, got 0\.5 at sample 1.*>= 4"):
+            kind().update([0, 0.5], [0.1, 0.2])
+
+
+def test_errors_of_any_numbers():
+    for kind, expected in [(MAE, (0.5 + 3) / 2), (RMSE, math.sqrt((0.25 + 9) / 2))]:
+        error = kind()
+        error.update([5.0, -1], [4.5, 2])
+        assert error.result() == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 0.99)), min_size=1))
+def test_logloss_of_soft_labels_is_torchs(rows):
+    labels, scores = (
+        torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True)
+    )
+    loss = LogLoss()
+    loss.update(labels, scores)
+    expected = torch.nn.functional.binary_cross_entropy(scores, labels)
+    assert loss.result() == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind not in (AUC, MAE, RMSE)])
 def test_logits_are_refused_where_probabilities_are_needed(kind):
     with pytest.raises(DataError, match=r"probabilities in \[0, 1\] .*got 1.5 at sample 1"):
         kind().update([0, 1], [0.5, 1.5])
@@ -384,6 +417,11 @@ def test_metric_set_refuses_a_batch_for_all_of_its_metrics():
     assert len(auc) == 0
     with pytest.raises(SettingError, match="same names"):
         metrics.merge(MetricSet({"auc": AUC()}))
+    with pytest.raises(DataError, match=r"AUC, LogLoss: labels must be 0 or 1, got 0\.5"):
+        metrics.update([0, 0.5], [0.1, 0.2])
+    errors = MetricSet({"rmse": RMSE(), "mae": MAE()})
+    errors.update([5.0], [3.0])
+    assert errors.result() == {"rmse": 2.0, "mae": 2.0}
 
 
 def test_metrics_do_not_import_torch():

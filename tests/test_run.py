@@ -66,7 +66,7 @@ def test_early_stop_refuses_bad_values(setting: dict[str, Any]) -> None:
 
 def test_early_stop_needs_a_metric_that_there_will_be() -> None:
     recall = dp.EarlyStop(metric="recall")
-    with pytest.raises(dp.SettingError, match="one of auc, auc_bucketed, logloss, copc, or"):
+    with pytest.raises(dp.SettingError, match="of auc, auc_bucketed, logloss, copc, rmse, mae, or"):
         small_run(eval_data=frame(), early_stop=recall)
     small_run(eval_data=frame(), early_stop=recall, evaluate=lambda model: {"recall": 1.0})
 

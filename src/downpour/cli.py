@@ -284,6 +284,9 @@ def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) ->
 def evaluate(run_dir: Path, file: tuple[str, ...], batch_size: int, as_json: bool) -> None:
     """Measure the model of RUN_DIR on FILE, which has labels: AUC, logloss, COPC.
 
+    Where labels are other numbers than 0 and 1, RMSE and MAE as well. What is not defined for the
+    labels is left out, and standard error says why; in JSON it is null, and `undefined` says why.
+
     Example: downpour eval runs/movielens test.parquet --json
     """
     with clear_errors():
@@ -292,7 +295,13 @@ def evaluate(run_dir: Path, file: tuple[str, ...], batch_size: int, as_json: boo
         saved, batches = _open(run_dir, file, batch_size, labels=True)
         evaluation = saved.evaluate(batches)
         results = {**evaluation.results, "samples": evaluation.samples}
-        click.echo(json.dumps(results) if as_json else _results_text(results))
+        if as_json:
+            why = {"undefined": evaluation.undefined} if evaluation.undefined else {}
+            click.echo(json.dumps(results | why))
+            return
+        for note in evaluation.notes:
+            click.echo(note, err=True)
+        click.echo(_results_text(results))
 
 
 def _paddle_text(plan: Plan) -> str:

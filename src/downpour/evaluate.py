@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from downpour.errors import DataError
-from downpour.metrics import Calibration, click_metrics, read_samples
+from downpour.metrics import RunMetrics, read_samples
 from downpour.transfer import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
 
@@ -25,12 +25,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Results by name (None where undefined), what they are over, and the time it took."""
+    """Results by name, what they are over, and the time it took.
+
+    A result is None where it is not defined, and `undefined` says why.
+    """
 
     results: dict[str, float | None]
     samples: int
     seconds: float
     calibration: tuple[CalibrationBin, ...] = ()
+    undefined: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each reason why results are not defined."""
+        by_reason: dict[str, list[str]] = {}
+        for name, why in self.undefined.items():
+            by_reason.setdefault(why, []).append(name)
+        return [
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not defined: {why}"
+            for why, names in by_reason.items()
+        ]
+
+
+def sigmoid_of_model(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The model's logits [batch] as probabilities."""
+    logits: torch.Tensor = model(batch)
+    return torch.sigmoid(logits)
 
 
 @contextlib.contextmanager
@@ -87,29 +108,33 @@ def evaluate(
 ) -> Evaluation:
     """AUC, bucketed AUC, logloss and COPC over all batches; no row is made.
 
-    device: where the model is. Raises DataError for labels that are not 0 or 1, scores that are no
-    probabilities, or no sample at all.
+    Where a label is neither 0 nor 1, RMSE and MAE as well; what is not defined for such labels is
+    None. device: where the model is. Raises DataError for labels or scores that are not finite,
+    scores that are no probabilities though labels are 0 and 1, or no sample at all.
     """
     start = time.perf_counter()
-    metrics, calibration = click_metrics(), Calibration()
+    metrics = RunMetrics(are_sigmoids=predict is sigmoid_of_model)
     with inference(model):
         for batch in batches:
             if batch.size == 0:
                 continue
-            samples = read_samples(
-                label_of(batch, label).cpu().numpy(),
-                predict_batch(model, batch, predict, device),
-                None if batch.weights is None else batch.weights.cpu().numpy(),
-                who="evaluation",
-                probabilities=True,
+            metrics.add(
+                read_samples(
+                    label_of(batch, label).cpu().numpy(),
+                    predict_batch(model, batch, predict, device),
+                    None if batch.weights is None else batch.weights.cpu().numpy(),
+                    who="evaluation",
+                    probabilities=False,
+                    kind="number",
+                )
             )
-            metrics.add(samples)
-            calibration.add(samples)
     if metrics.num_samples == 0:
         raise DataError("evaluated on nothing: the evaluation data gave no sample")
+    results = metrics.result()
     return Evaluation(
-        results=metrics.result(),
+        results=results,
         samples=metrics.num_samples,
         seconds=time.perf_counter() - start,
-        calibration=calibration.result(),
+        calibration=metrics.calibration(),
+        undefined=metrics.undefined(results),
     )

@@ -91,6 +91,7 @@ class History:
         self.epochs: list[dict[str, Any]] = []
         self.final: dict[str, Any] = {}
         self.calibration: list[dict[str, float]] = []
+        self.undefined: dict[str, str] = {}  # why results of the last evaluation are None
         self.features: dict[str, FeatureCount] = {}
         self.curves: dict[str, Curve] = {"loss": Curve(), "samples_per_s": Curve()}
         self._grown: dict[str, dict[str, Curve]] = {"rows": {}, "bytes": {}}
@@ -137,6 +138,7 @@ class History:
             "seconds": evaluation.seconds,
         }
         self.calibration = [asdict(each) for each in evaluation.calibration]
+        self.undefined = dict(evaluation.undefined)
         for name, value in results.items():
             if value is not None and name != "auc_bucketed":
                 self.curves.setdefault(name, Curve()).add(self.step, value)
@@ -171,6 +173,7 @@ class History:
             "machine": machine(),
             "epochs": self.epochs,
             "final": self.final,
+            **({"undefined": self.undefined} if self.undefined else {}),
             "samples_per_s": samples / seconds if seconds else None,
             "phases_s": dict(phases_s),
             "tables": self._tables,

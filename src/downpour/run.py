@@ -12,8 +12,9 @@ import torch
 from downpour.consistency import Consistency, Sync
 from downpour.data import Source
 from downpour.errors import SettingError
+from downpour.evaluate import sigmoid_of_model as sigmoid_of_model  # saved runs name it here
 from downpour.features import Batch
-from downpour.metrics import click_metrics
+from downpour.metrics import RunMetrics
 from downpour.optimizer import DownpourSGD
 from downpour.plan.losses import named_losses
 from downpour.settings import refuse_unknown, short
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 
 Predict: TypeAlias = Callable[[Any, Batch], torch.Tensor]
 Evaluate: TypeAlias = Callable[[Any], Mapping[str, float]]
-
-
-def sigmoid_of_model(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """The model's logits [batch] as probabilities."""
-    logits: torch.Tensor = model(batch)
-    return torch.sigmoid(logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +59,12 @@ class Run:
         data: where training batches come from: `Files`, `Frame`, or a `Source` of your own.
         optimizer: the rules of the tables.
         startup, parameter_list, no_grad_set, strategy: as in `DownpourSGD.minimize`.
-        eval_data: held-back batches, evaluated after each epoch: AUC, logloss and COPC.
-        predict: (model, batch) -> probabilities [batch]; by default the sigmoid of what the model
-            returns. Evaluation and `downpour predict` use it.
+        eval_data: held-back batches, evaluated after each epoch: AUC, logloss and COPC, and RMSE
+            and MAE where labels are other numbers than 0 and 1. What is not defined for the labels
+            is None.
+        predict: (model, batch) -> predictions [batch]: probabilities of labels 0 and 1, or what
+            other labels are numbers of; by default the sigmoid of what the model returns.
+            Evaluation and `downpour predict` use it.
         label: the label that predictions are of; by default the only one there is.
         evaluate: (model) -> {name: value}, an evaluation of your own, after each epoch. NaN and
             infinity count as undefined.
@@ -142,7 +140,7 @@ class Run:
         needs = "eval_every" if self.eval_every else "early_stop" if self.early_stop else None
         if needs and self.eval_data is None and self.evaluate is None:
             raise SettingError(f"Run.{needs} needs eval_data or evaluate to look at, got neither")
-        known = click_metrics().names
+        known = RunMetrics.NAMES
         if self.early_stop and self.evaluate is None and self.early_stop.metric not in known:
             raise SettingError(
                 f"EarlyStop.metric must be one of {', '.join(known)}, or of what Run.evaluate "

@@ -222,7 +222,11 @@ class SavedRun:
             yield self.predict(batch)
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
-        """AUC, bucketed AUC, logloss and COPC over batches that have labels."""
+        """AUC, bucketed AUC, logloss and COPC over batches that have labels.
+
+        RMSE and MAE as well where labels are other numbers than 0 and 1. What is not defined for
+        them is None, and `undefined` of the evaluation says why.
+        """
         return evaluate(self.model, batches, self.predict_with, self.label, self.worker.device)
 
     def files(self, paths: Sequence[str | Path], *, batch_size: int, labels: bool) -> Files:

@@ -23,7 +23,6 @@ from downpour.errors import DataError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, label_of
 from downpour.events import EventWriter
 from downpour.history import History
-from downpour.metrics import require_binary
 from downpour.plan.losses import named_losses
 from downpour.progress import Progress
 from downpour.report import write_report
@@ -103,6 +102,7 @@ class Trainer:
         self._events: EventWriter | None = None
         self._epoch: _Epoch | None = None  # the one under way
         self._rows = 0
+        self._noted: set[str] = set()  # what was said of results that are not defined
         self._stopped: str | None = None
         self._is_open = False
         self.client = self._make_client()
@@ -238,6 +238,10 @@ class Trainer:
         if run.eval_data is not None:
             with contextlib.closing(read_ahead(run.eval_data.batches(0))) as batches:
                 evaluation = evaluate(run.model, batches, run.predict, run.label, run.device)
+            for note in evaluation.notes:
+                if note not in self._noted:
+                    self._noted.add(note)
+                    self.progress.say(note)
         evaluation.results.update(self._own_results())
         seconds = time.perf_counter() - start
         epoch.evaluated_s += seconds
@@ -343,10 +347,9 @@ class _EarlyStopper:
 
 
 def check_labels(run: Run, batch: Batch) -> None:
-    """Labels that evaluation will read must be 0 or 1 in training, too. Raises DataError."""
+    """The label that evaluation will read must be in training, too. Raises DataError."""
     if run.eval_data is not None:
-        who = "training data" + (f", label {run.label!r}" if run.label else "")
-        require_binary(label_of(batch, run.label).numpy(), who)
+        label_of(batch, run.label)
 
 
 def is_compiled() -> bool:

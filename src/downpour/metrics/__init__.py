@@ -8,7 +8,7 @@ it can be neither averaged nor plotted by mistake, as a made-up number could.
 
 from downpour.metrics.auc import AUC, BucketedAUC
 from downpour.metrics.calibration import Calibration, CalibrationBin, calibration_error
-from downpour.metrics.metric_set import MetricSet, click_metrics
+from downpour.metrics.metric_set import MetricSet, RunMetrics, click_metrics
 from downpour.metrics.samples import Accumulator, Samples, read_samples, require_binary
 from downpour.metrics.sums import COPC, MAE, RMSE, LogLoss
 
@@ -23,6 +23,7 @@ __all__ = [
     "CalibrationBin",
     "LogLoss",
     "MetricSet",
+    "RunMetrics",
     "Samples",
     "calibration_error",
     "click_metrics",

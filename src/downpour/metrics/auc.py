@@ -10,6 +10,8 @@ from downpour.errors import SettingError
 from downpour.jit import kernel
 from downpour.metrics.samples import Accumulator, Array, Samples, require_mergeable
 
+ONE_CLASS = "all labels are of one class"
+
 
 def area(positives: Array, negatives: Array) -> float | None:
     """The AUC of groups of equal score, in rising order of score.
@@ -33,6 +35,7 @@ class AUC(Accumulator[float | None]):
     """
 
     probabilities = False
+    undefined = ONE_CLASS
 
     def __init__(self) -> None:
         self._batches: list[Samples] = []
@@ -78,6 +81,8 @@ class BucketedAUC(Accumulator[float | None]):
     one bucket count as equal, so the result is off by at most `max_error()`, about
     1 / (2 num_buckets) for spread scores. Scores must be probabilities.
     """
+
+    undefined = ONE_CLASS
 
     def __init__(self, *, num_buckets: int = 2**20) -> None:
         if num_buckets < 2:

@@ -29,8 +29,10 @@ class Calibration(Accumulator[tuple[CalibrationBin, ...]]):
 
     Bins of equal weight rather than width, since the scores of rare clicks all crowd near zero.
     Sums are kept in `num_buckets` equal buckets of [0, 1], 24 bytes each (1.5 MiB by default),
-    which are joined to bins in the result; a bucket is never split.
+    which are joined to bins in the result; a bucket is never split. Labels are from 0 to 1.
     """
+
+    kind = "fraction"
 
     def __init__(self, *, num_bins: int = 20, num_buckets: int = 2**16) -> None:
         if not 1 <= num_bins <= num_buckets:

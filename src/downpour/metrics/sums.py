@@ -11,11 +11,15 @@ from downpour.metrics.samples import Accumulator, Samples, require_mergeable
 
 
 class LogLoss(Accumulator[float | None]):
-    """Binary cross-entropy, the mean over samples by weight, in nats.
+    """Binary cross-entropy, the mean over samples by weight, in nats; labels from 0 to 1.
+
+    A label between 0 and 1 counts as that share of a click: -(y ln p + (1 - y) ln(1 - p)).
 
     Scores are clipped to [eps, 1 - eps], so that one sure and wrong score costs -ln(eps) (16.1 by
     default) and not infinity. Sums are float64 whatever the scores are.
     """
+
+    kind = "fraction"
 
     def __init__(self, *, eps: float = 1e-7) -> None:
         if not 0 < eps < 0.5:
@@ -27,7 +31,11 @@ class LogLoss(Accumulator[float | None]):
     def add(self, samples: Samples) -> None:
         """Add the loss of checked samples."""
         scores = np.clip(samples.scores.astype(np.float64), self.eps, 1 - self.eps)
-        self._loss += samples.total(-np.log(np.where(samples.labels, scores, 1 - scores)))
+        if samples.labels.dtype == np.bool_:
+            losses = -np.log(np.where(samples.labels, scores, 1 - scores))
+        else:
+            losses = -samples.labels * np.log(scores) - (1 - samples.labels) * np.log(1 - scores)
+        self._loss += samples.total(losses)
         self._weight += samples.total(np.ones(len(samples)))
 
     def merge(self, other: LogLoss) -> None:
@@ -42,7 +50,13 @@ class LogLoss(Accumulator[float | None]):
 
 
 class COPC(Accumulator[float | None]):
-    """Clicks over predicted clicks: above 1 the scores are too low, below 1 too high."""
+    """Clicks over predicted clicks: above 1 the scores are too low, below 1 too high.
+
+    Labels are from 0 to 1; one between them is that share of a click.
+    """
+
+    kind = "fraction"
+    undefined = "no click is predicted"
 
     def __init__(self) -> None:
         self._clicks = 0.0
@@ -78,8 +92,10 @@ class COPC(Accumulator[float | None]):
 
 
 class MAE(Accumulator[float | None]):
-    """The mean absolute difference of score and label, by weight."""
+    """The mean absolute difference of score and label, by weight; both may be any numbers."""
 
+    probabilities = False
+    kind = "number"
     power = 1
 
     def __init__(self) -> None:
@@ -104,7 +120,7 @@ class MAE(Accumulator[float | None]):
 
 
 class RMSE(MAE):
-    """The root of the mean squared difference of score and label, by weight."""
+    """The root of the mean squared difference of score and label, by weight; any numbers."""
 
     power = 2
 

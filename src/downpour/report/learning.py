@@ -51,7 +51,11 @@ def epoch_grid(metrics: Metrics) -> Grid | None:
     if not epochs:
         return None
     evaluations = [mapping(epoch.get("eval")) for epoch in epochs]
-    names = evaluation_names(*evaluations)
+    names = [
+        name
+        for name in evaluation_names(*evaluations)
+        if name == "auc" or any(number(each.get(name)) is not None for each in evaluations)
+    ]
     losses = list(dict.fromkeys(name for epoch in epochs for name in mapping(epoch.get("losses"))))
     losses = losses if len(losses) > 1 else []
     rows = tuple(
@@ -139,7 +143,7 @@ def _evaluation_chart(name: str, curve: list[Point]) -> Chart:
         return Chart(title=title, absent=absent)
     note = "Held-back data."
     if name != "copc":  # which is best at 1
-        best = (min if "loss" in name else max)(y for _, y in curve)
+        best = (min if "loss" in name or name in ("rmse", "mae") else max)(y for _, y in curve)
         step = next(x for x, y in curve if y == best)
         note += f" Best: {score_text(best)} at step {count_text(step)}."
     svg = curve_chart(

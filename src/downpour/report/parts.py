@@ -87,4 +87,5 @@ def evaluation_names(*evaluations: Metrics) -> list[str]:
 
 def metric_label(name: str) -> str:
     """What the report calls a metric; those it does not know keep their name."""
-    return {"auc": "AUC", "logloss": "Log loss", "copc": "COPC"}.get(name, name)
+    labels = {"auc": "AUC", "logloss": "Log loss", "copc": "COPC", "rmse": "RMSE", "mae": "MAE"}
+    return labels.get(name, name)

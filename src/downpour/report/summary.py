@@ -81,7 +81,10 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
 def evaluation_figures(final: Metrics) -> list[KeyFigure]:
     """The first three metrics of the last evaluation; a click model's where there was none."""
     notes = {"auc": _auc_note, "logloss": _logloss_note, "copc": _copc_note}
-    names = evaluation_names(final)[:3] or list(notes)
+    names = evaluation_names(final)
+    if "rmse" in names:  # labels other than 0 and 1, for which some are not defined
+        names = [name for name in names if number(final.get(name)) is not None] or names
+    names = names[:3] or list(notes)
     return [
         KeyFigure(
             label=metric_label(name),
