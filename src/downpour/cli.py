@@ -11,6 +11,7 @@ import click
 from downpour.cli_federated import client, federated
 from downpour.cli_options import (
     INTERRUPTED,
+    LocalPath,
     change_options,
     changed,
     changed_run,
@@ -21,6 +22,7 @@ from downpour.cli_options import (
     security_of,
     split_addresses,
 )
+from downpour.local_path import WRITE_ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +91,7 @@ def plan(target: str, form: str) -> None:
 
 @main.command()
 @click.argument("target")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
+@click.option("--out", type=LocalPath(WRITE_ELSEWHERE), help="The run's folder [runs/NAME].")
 @click.option("--quiet", is_flag=True, help="Print nothing but the last line.")
 @click.option("--servers", type=int, help="Train on so many server processes.")
 @click.option("--workers", type=int, help="And with so many worker processes [1].")
@@ -167,7 +169,7 @@ def train(
 @click.option("--max-message-mb", type=int, default=256, show_default=True)
 @click.option(
     "--save-root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(WRITE_ELSEWHERE, file_okay=False),
     help="Where it writes its shard when a client asks.",
 )
 @click.option("--of-parent", is_flag=True, hidden=True)
@@ -246,7 +248,7 @@ def worker(
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=LocalPath())
 def report(run_dir: Path) -> None:
     """Write RUN_DIR/report.html anew from its metrics.json.
 
@@ -259,9 +261,9 @@ def report(run_dir: Path) -> None:
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=LocalPath())
 @click.argument("file", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .parquet file.")
+@click.option("--out", type=LocalPath(WRITE_ELSEWHERE), required=True, help="A .parquet file.")
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
 def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) -> None:
     """Score each row of FILE with the model of RUN_DIR, in their order, in column `score`.
@@ -277,7 +279,7 @@ def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) ->
 
 
 @main.command("eval")
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=LocalPath())
 @click.argument("file", nargs=-1, required=True)
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

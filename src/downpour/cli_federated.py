@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from downpour.cli_options import (
     INTERRUPTED,
+    LocalPath,
     as_options,
     clear_errors,
     cluster_of,
@@ -17,8 +17,11 @@ from downpour.cli_options import (
     secured,
     split_addresses,
 )
+from downpour.local_path import WRITE_ELSEWHERE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from downpour.federated.federation import Federation
 
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     "addresses",
     help="HOST:PORT,... of servers that run, in place of --servers; clients come from elsewhere.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
+@click.option("--out", type=LocalPath(WRITE_ELSEWHERE), help="The run's folder [runs/NAME].")
 @click.option("--quiet", is_flag=True, help="Print nothing but the last line.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with each round.")
 @patient_rounds

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from downpour.errors import DownpourError
+from downpour.errors import DownpourError, SettingError
+from downpour.local_path import READ_ELSEWHERE, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from downpour.security import Security
 
 INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+
+
+class LocalPath(click.Path):
+    """A path of this machine, in which `~` is the user's home."""
+
+    def __init__(self, way_out: str = READ_ELSEWHERE, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+        self._way_out = way_out
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Make the path; a usage error for an address of elsewhere."""
+        try:
+            value = local_path(value, param.opts[0] if param else "path", self._way_out)
+        except SettingError as error:
+            raise click.UsageError(str(error), ctx) from error
+        return super().convert(value, param, ctx)
 
 
 @contextlib.contextmanager
@@ -32,7 +49,7 @@ def clear_errors() -> Iterator[None]:
 
 def secured(command: Any) -> Any:
     """The options of a connection's security, of both its ends."""
-    path = click.Path(path_type=Path, dir_okay=False)
+    path = LocalPath(dir_okay=False)
     for option in (
         click.option("--tls-authority", type=path, help="Certificates that sign the other end's."),
         click.option("--tls-key", type=path, help="The key of --tls-certificate."),

@@ -18,6 +18,7 @@ from downpour.data import Files, Schema
 from downpour.data.paths import format_of
 from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
+from downpour.local_path import local_path
 from downpour.plan.specs import plan_name
 from downpour.target import add_import_path
 from downpour.transfer import HOST, checked_device
@@ -159,7 +160,8 @@ def load(run_dir: str | Path, *, device: str | torch.device = HOST) -> SavedRun:
     Raises SavedRunError: no model there, a newer format, damaged files, a model's file not found.
     """
     where = checked_device("load: device", device)
-    folder = Path(run_dir) / MODEL_FOLDER
+    run_dir = local_path(run_dir, "load")
+    folder = run_dir / MODEL_FOLDER
     manifest, data = checkpoint.read_manifest(folder)
     for path in manifest["import_paths"]:
         add_import_path(Path(path))
@@ -253,7 +255,7 @@ class SavedRun:
 def _are_unknown(paths: Sequence[str | Path]) -> bool:
     """Whether some of these are files whose suffix names no format."""
     try:
-        for path in map(Path, paths):
+        for path in (local_path(path, "files") for path in paths):
             if path.is_file():
                 format_of(path)
     except DataError:

@@ -6,9 +6,13 @@ import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from downpour.errors import SettingError
+from downpour.local_path import local_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MIN_TOKEN = 16
 PROBE_S = 2.0
@@ -47,7 +51,11 @@ class Security:
             raise SettingError("Security.token must be printable ASCII, as it goes into a header")
         for name in ("certificate", "key", "authority"):
             path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
+            if path is None:
+                continue
+            path = local_path(path, f"Security.{name}")
+            object.__setattr__(self, name, path)
+            if not path.is_file():
                 raise SettingError(f"Security.{name}: there is no file {path}")
         self._check_files()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from downpour.errors import SettingError
+from downpour.local_path import local_path
 from downpour.run import Run
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def load(target: str, function: str, kind: type[T]) -> T:
 
 def _load(where: str) -> ModuleType:
     if where.endswith(".py"):
-        return _load_file(Path(where))
+        return _load_file(local_path(where, "the target"))
     if "" not in sys.path:
         sys.path.insert(0, "")
     importlib.invalidate_caches()

@@ -23,6 +23,7 @@ from downpour.errors import DataError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, label_of
 from downpour.events import EventWriter
 from downpour.history import History
+from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.plan.losses import named_losses
 from downpour.progress import Progress
 from downpour.report import write_report
@@ -90,7 +91,7 @@ class Trainer:
         console: Console | None = None,
     ) -> None:
         self.run = run
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else local_path(folder, "Trainer", WRITE_ELSEWHERE)
         if self.folder is not None:
             run_folder.require_free(self.folder)
         self.plan = make_plan(run)

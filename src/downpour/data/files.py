@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downpour.data.paths import expand, format_of, listed
+from downpour.data.paths import expand, format_of, listed, partitions
 from downpour.data.readers import FORMATS, ArrowReader, ParquetReader, Reader, TextReader
 from downpour.data.shuffle import count_batches, rebatched, shuffled
 from downpour.errors import DataError, SettingError
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 class Files:
     """A log in files, read anew each epoch in bounded memory.
 
-    paths: a path or several, in time order. A folder stands for the files in it, and `*`, `?`,
-    `[..]` and `**` match; both in natural order (part-9 before part-10).
+    paths: a path or several, in time order. A folder stands for the files in it (not those in
+    folders of it, which is refused), and `*`, `?`, `[..]` and `**` match; both in natural order
+    (part-9 before part-10). `~` is the user's home. Addresses such as s3:// are refused, and what
+    folders' names say (day=1) is not read.
     schema: what is read of them.
     batch_size: samples a batch; the last of an epoch may be smaller, or goes with `drop_last`.
     format: "csv", "tsv", "parquet" or "arrow"; None tells each file's by its suffix (before .gz,
@@ -137,7 +139,9 @@ class Files:
         row = 0
         try:
             reader = self._reader(path)
-            self.schema.require_columns(reader.names(path))
+            names = reader.names(path)
+            _require_no_partition(path, names, self.schema.columns)
+            self.schema.require_columns(names)
             for table in reader.tables(path, self.schema.columns):
                 yield table
                 row += table.num_rows
@@ -175,6 +179,17 @@ class Files:
             f" that fills a batch of {self.batch_size} (drop_last=True)" if self.drop_last else ""
         )
         return f"there is no sample{why} in {len(files)} file{'s' * (len(files) > 1)}: {names}"
+
+
+def _require_no_partition(path: Path, names: list[str], wanted: tuple[str, ...]) -> None:
+    """Raise DataError where a column is wanted that only a folder's name gives (day=1)."""
+    for column, value in partitions(path).items():
+        if column in wanted and column not in names:
+            raise DataError(
+                f"no column {column!r} (columns: {', '.join(names)}); the folder's name says "
+                f"{column}={value}, which is not read: write the column into the files, or read "
+                "them with pyarrow.dataset and give that to a Frame"
+            )
 
 
 def require_sizes(batch_size: int, shuffle_seed: int | None) -> None:

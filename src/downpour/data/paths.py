@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from downpour.data.readers import COMPRESSED, FORMATS, SUFFIXES
 from downpour.errors import DataError, SettingError
+from downpour.local_path import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,27 +21,57 @@ def listed(paths: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     several = [paths] if isinstance(paths, str | Path) else paths
     if not several:
         raise SettingError("Files.paths must name at least one file, got none")
+    for path in several:
+        local_path(path, "Files.paths")
     return tuple(fspath(path) for path in several)
 
 
 def expand(path: str, file_format: str | None) -> list[Path]:
     """List the files that a path, a folder or a pattern stands for, in natural order.
 
-    Of a folder, hidden files and those that begin with "_" are left out, and without a format
-    those of a suffix that says none. Raises DataError where there is no file.
+    `~` is the user's home. Of a folder, hidden files and those that begin with "_" are left out,
+    and without a format those of a suffix that says none; folders in it are refused where they
+    hold data. Raises DataError where there is no file.
     """
-    here = Path(path)
+    here = local_path(path, "Files.paths")
     if here.is_file():
         return [here]
     if here.is_dir():
         found = [file for file in here.iterdir() if _is_data(file, file_format)]
+        _refuse_folders(here, file_format)
         rule = "no data file in the folder" if file_format else "no file of a known suffix in"
     else:
-        found = [file for file in map(Path, glob.glob(path, recursive=True)) if file.is_file()]  # noqa: PTH207 (patterns may be absolute)
+        found = [Path(file) for file in glob.glob(str(here), recursive=True)]  # noqa: PTH207 (patterns may be absolute)
+        found = [file for file in found if file.is_file()]
         rule = "no file matches"
     if not found:
         raise DataError(f"{rule} {path!r} (looked from {Path.cwd()})")
     return sorted(found, key=_natural)
+
+
+def partitions(path: Path) -> dict[str, str]:
+    """What the folders of a path say in the way of Hive: {"day": "1"} of log/day=1/part.csv."""
+    named = (folder.partition("=") for folder in path.parts[:-1])
+    return {name: value for name, mark, value in named if name and mark}
+
+
+def _refuse_folders(here: Path, file_format: str | None) -> None:
+    """Raise DataError where folders of a folder hold data, which would be left out unseen."""
+    for folder in sorted(here.iterdir(), key=_natural):
+        if folder.name.startswith((".", "_")) or not folder.is_dir():
+            continue
+        inside = next((it for it in folder.rglob("*") if _is_data(it, file_format)), None)
+        if inside is None:
+            continue
+        columns = partitions(inside.relative_to(here))
+        note = ""
+        if columns:
+            note = f"; {', '.join(columns)} of the folders' names is no column then"
+        raise DataError(
+            f"the folder {str(here)!r} has folders with data in it, as {inside.relative_to(here)}, "
+            f"which are not read with it; name them, for all of them "
+            f"{str(here / '**' / ('*' + inside.suffix))!r}{note}"
+        )
 
 
 def format_of(path: Path) -> str:

@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load as tensors_of
@@ -17,12 +16,14 @@ from downpour.cluster_report import ClusterReport, ServerReport, WorkerReport
 from downpour.engine.children import Children
 from downpour.engine.processes import STOP_S, cluster_options
 from downpour.errors import DataError, ServerError
+from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.plan.specs import plan_name
 from downpour.train import Trainer, _Epoch
 from downpour.warm import warm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -58,7 +59,8 @@ class Chief(Trainer):
         self._target, self._worker_options = target, tuple(worker_options)
         self._metrics_port = metrics_port
         may_go = cluster.on_worker_loss == "continue"
-        self._children = Children(None if folder is None else Path(folder), may_go=may_go)
+        folder = None if folder is None else local_path(folder, "the run's folder", WRITE_ELSEWHERE)
+        self._children = Children(folder, may_go=may_go)
         self._seen = ClusterReport()
         self._seen_at = time.monotonic()
         self._evaluated_at = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from downpour.deployment import Deployment
@@ -14,6 +13,7 @@ from downpour.engine.clients import Clients
 from downpour.engine.processes import STOP_S
 from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
 from downpour.federated.local_checks import refuse_plan
+from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.remote.connect import open_servers
 from downpour.remote.enrolment import Coordination
 from downpour.remote.staging import StagingClient
@@ -23,6 +23,7 @@ from downpour.warm import warm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -63,7 +64,8 @@ class Coordinator(Trainer):
         self.federation, self.cluster = federation, cluster
         self.rounds: list[dict[str, Any]] = []
         self._target, self._changes = target, tuple(changes)
-        self._children = Children(None if folder is None else Path(folder), may_go=True)
+        folder = None if folder is None else local_path(folder, "the run's folder", WRITE_ELSEWHERE)
+        self._children = Children(folder, may_go=True)
         self._failed_rounds = 0
         self._is_committed = True  # the last round
         self._incarnation = secrets.randbits(52)

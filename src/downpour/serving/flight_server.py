@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from downpour.errors import RefusedError, SettingError, TableError
+from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.row_batches import check_columns, read_rows, row_batches, rows_schema
 from downpour.security import Security, require_safe
 from downpour.serving.busy import Busy
@@ -63,6 +64,8 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
     ) -> None:
         security = security or Security()
         require_safe(host, security)
+        if save_root is not None:
+            save_root = local_path(save_root, "save_root", WRITE_ELSEWHERE)
         if save_root is not None and save_root.exists() and not save_root.is_dir():
             raise SettingError(f"the folder for saves, {save_root}, is a file; name a folder")
         tls: dict[str, Any] = {}

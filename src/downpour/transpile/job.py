@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from downpour.errors import DownpourError, SavedRunError, SettingError
 from downpour.federated.methods import FedAdam, FedAvg, FedAvgM, FedProx
+from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.plan.losses import named_losses
 from downpour.plan.plan import Plan
 from downpour.transpile.config import DistributeTranspilerConfig
@@ -21,6 +21,7 @@ from downpour.transpile.transpiler import Transpiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from downpour.plan.program import Loss
     from downpour.transpile.programs import DistributedProgram
@@ -36,7 +37,7 @@ def write_job(transpiled: Transpiled, folder: str | Path) -> None:
     Raises SettingError where the folder has something in it already, PlanError for rules and
     initial values that no description can hold.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "write_job", WRITE_ELSEWHERE)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder} is there already; name a folder that is new or empty")
     text = str(transpiled.plan.fleet_desc())  # before anything is written
@@ -58,7 +59,7 @@ def load_job(
     losses: those that the plan was made of, for a trainer. Raises SavedRunError for a folder that
     holds no job, SettingError for losses of other names than the plan's.
     """
-    path = Path(folder) / JOB
+    path = local_path(folder, "load_job") / JOB
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         if said["format"] != FORMAT:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from downpour.errors import PlanError
+from downpour.errors import PlanError, SettingError
+from downpour.local_path import local_path
 from downpour.plan.fleet_desc.dense_tables import write_dense
 from downpour.plan.fleet_desc.described import FleetDesc
 from downpour.plan.fleet_desc.files import (
@@ -31,6 +31,7 @@ from downpour.settings import first_unlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from downpour.plan.fleet_desc.fleet_desc_pb2 import PSParameter
     from downpour.plan.plan import Plan
@@ -156,7 +157,9 @@ def read_file(path: str | Path) -> FleetDesc:
     Raises PlanError, also where there is no file.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = local_path(path, "fleet_desc_file").read_text(encoding="utf-8")
+    except SettingError as error:
+        raise PlanError(str(error)) from error
     except (OSError, ValueError) as error:  # text that is no UTF-8, a path that none can be
         raise PlanError(f"fleet_desc_file {str(path)!r} cannot be read: {error}") from error
     return read_text(text, str(path), are_all=False)
