@@ -192,11 +192,47 @@ def refused(*words: object) -> str:
         (["train", TARGET, "--out", "/dev/null/run"], "Not a directory"),
         (["report", "/nowhere"], "/nowhere/metrics.json does not exist"),
         (["eval", "/nowhere", "x.csv"], "/nowhere/model holds no trained model"),
-        (["predict", "/nowhere", "x.csv", "--out", "/tmp/x"], "holds no trained model"),
+        (["predict", "/nowhere", "x.csv", "--out", "/tmp/x.csv"], "holds no trained model"),
     ],
 )
 def test_a_known_error_is_one_line(words: list[str], message: str) -> None:
     assert message in refused(*words)
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.tsv", "s.arrow", "s.feather", "s.pq", "s.csv.gz"])
+def test_predict_writes_what_the_suffix_says(name: str, run_dir: Path, tmp_path: Path) -> None:
+    write_csv(tmp_path / "new.csv", pa.table(columns(50)))
+    ok("predict", run_dir, tmp_path / "new.csv", "--out", tmp_path / "scores.parquet")
+    assert ok("predict", run_dir, tmp_path / "new.csv", "--out", tmp_path / name).endswith(
+        f"{name}: 50 scores\n"
+    )
+    (batch,) = dp.Files(tmp_path / name, dp.Schema(dense=["score"]), batch_size=99).batches()
+    expected = parquet.read_table(tmp_path / "scores.parquet")["score"].to_numpy()
+    np.testing.assert_array_equal(batch.dense["score"].numpy(), expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"new.csv", "scores.parquet", name}
+
+
+def test_what_scores_cannot_be_written_to_is_refused_before_the_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "new.csv").write_text("user,item\n1,2\n")
+    (tmp_path / "dir.csv").mkdir()
+    words = {
+        "scores.txt": "its suffix must be one of .csv, .tsv,",
+        "scores": "its suffix must be one of",
+        "scores.parquet.gz": "its suffix must be one of",
+        "dir.csv": "which is a directory; name a file",
+        "none/scores.csv": f"there is no directory {tmp_path}/none",
+        "new.csv": "scores would replace",
+    }
+    for name, message in words.items():  # /nowhere is no run, which would be said otherwise
+        assert message in refused(
+            "predict", "/nowhere", tmp_path / "new.csv", "--out", tmp_path / name
+        )
+    assert (tmp_path / "new.csv").read_text() == "user,item\n1,2\n"
+    result = call("predict", "/nowhere", "x.csv", "--out", "s3://bucket/scores.csv")
+    assert result.exit_code == 2
+    assert "--out: 's3://bucket/scores.csv': s3:// is not supported, only" in result.stderr
 
 
 def test_predict_takes_several_files_and_any_batch_size(run_dir: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,18 +262,27 @@ def report(run_dir: Path) -> None:
 @main.command()
 @click.argument("run_dir", type=LocalPath())
 @click.argument("file", nargs=-1, required=True)
-@click.option("--out", type=LocalPath(WRITE_ELSEWHERE), required=True, help="A .parquet file.")
+@click.option(
+    "--out",
+    type=LocalPath(WRITE_ELSEWHERE),
+    required=True,
+    help="A file: .parquet, .csv, .tsv, .arrow ...",
+)
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
 def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) -> None:
     """Score each row of FILE with the model of RUN_DIR, in their order, in column `score`.
 
-    FILE is read as the training data was (CSV, TSV, Parquet or Arrow), without its labels.
+    FILE is read as the training data was (CSV, TSV, Parquet or Arrow), without its labels. The
+    suffix of --out says the format that is written.
 
     Example: downpour predict runs/movielens new.parquet --out scores.parquet
     """
     with clear_errors():
+        from downpour.scores import require_scores_file, write_scores
+
+        require_scores_file(out, map(Path, file))
         saved, batches = _open(run_dir, file, batch_size, labels=False)
-        rows = _write_scores(out, saved.predict_all(batches))
+        rows = write_scores(out, saved.predict_all(batches))
         click.echo(f"{out}: {rows:,} scores")
 
 
@@ -327,24 +335,6 @@ def _open(
 
     saved = load(run_dir)
     return saved, saved.files(files, batch_size=batch_size, labels=labels).batches()
-
-
-def _write_scores(out: Path, scores: Iterator[Any]) -> int:
-    """Write a file of one column and give its rows; after an error there is none, or the old."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    schema, rows = pa.schema({"score": pa.float32()}), 0
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with parquet.ParquetWriter(beside, schema) as writer:
-            for part in scores:
-                writer.write_table(pa.table([pa.array(part.astype("float32"))], schema))
-                rows += len(part)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
-    return rows
 
 
 def _summary(metrics: dict[str, Any]) -> str:
