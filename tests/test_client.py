@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import downpour as dp
+from downpour.hashing import hash_strings
 from downpour.tables import TableStats
 from downpour.transport import DenseStats
 from tests.networks import Network, everything, planned
@@ -42,6 +46,44 @@ def test_a_pull_gives_each_id_its_row_repeats_included() -> None:
     assert rows.dtype == np.float32
     assert np.array_equal(rows[0], rows[2])
     assert not np.array_equal(rows[0], rows[1])
+
+
+TEXTS = ["7", " 7.0", "Paris", "18446744073709551615", "-1"]
+BY_DOOR: dict[str, Any] = {
+    "list": TEXTS,
+    "numpy": np.array(TEXTS),
+    "arrow": pa.array(TEXTS),
+    "pandas": pd.Series(TEXTS),
+    "polars": pl.Series(TEXTS),
+    "mixed": [7, 7.0, "Paris", 2**64 - 1, -1],
+    "keys": np.array([7, 7, hash_strings(["Paris"])[0], 2**64 - 1, 2**64 - 1], np.uint64),
+}
+
+
+@pytest.mark.parametrize("door", BY_DOOR)
+def test_ids_are_read_as_in_training(door: str) -> None:
+    ps = one_table(num_shards=2)
+    data = dp.Frame(pa.table({"user": TEXTS}), dp.Schema(features=["user"]), batch_size=9)
+    (batch,) = data.batches()
+    rows = ps.pull("users", batch.features["user"].values)
+    assert np.array_equal(ps.pull("users", BY_DOOR[door]), rows)
+    ps.set("users", BY_DOOR[door], np.arange(5, dtype=np.float32)[:, None] + np.zeros(DIM))
+    assert ps.pull("users", TEXTS)[:, 0].tolist() == [1, 1, 2, 4, 4]
+    ps.push("users", BY_DOOR[door], grads(5))
+    assert len(ps.export("users").keys) == 3
+
+
+def test_hashed_ids_are_read_as_in_training() -> None:
+    ps = one_table()
+    schema = dp.Schema(features=[dp.Feature("user", hashed=True)])
+    (batch,) = dp.Frame(pa.table({"user": ["007", "7"]}), schema, batch_size=9).batches()
+    rows = ps.pull("users", batch.features["user"].values)
+    assert np.array_equal(ps.pull("users", ["007", 7], hashed=True), rows)
+    ps.set("users", ["007"], grads(1), hashed=True)
+    ps.push("users", ["007"], grads(1), hashed=True)
+    assert len(ps.export("users").keys) == 1
+    with pytest.raises(dp.TableError, match="hashed must be None, True or False, got 'yes'"):
+        ps.pull("users", ["7"], hashed="yes")  # type: ignore[arg-type]
 
 
 def test_a_pull_makes_rows_only_when_told_to() -> None:
@@ -133,12 +175,14 @@ def test_features_of_one_space_need_no_name() -> None:
 NAN = np.full((2, DIM), np.nan)
 REFUSED: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("pull", ("items", [1]), dp.TableError, r"no sparse table 'items'; the plan has: users"),
-    ("pull", ("users", [1.0]), dp.TableError, r"keys must be integers \[n\], got float64 \[1\]"),
-    ("pull", ("users", [[1, 2]]), dp.TableError, r"integers \[n\], got int64 \[1, 2\]"),
-    ("pull", ("users", 3), dp.TableError, r"keys must be integers \[n\], got int64 \[\]"),
-    ("pull", ("users", [True]), dp.TableError, "keys must be integers"),
-    ("pull", ("users", ["a"]), dp.TableError, "keys must be integers"),
-    ("pull", ("users", [2**64]), dp.TableError, "keys must be integers"),
+    ("pull", ("users", [1, 0.5]), dp.TableError, "table 'users': keys: row 1 holds 0.5, which is"),
+    ("pull", ("users", ["1", "1e3"]), dp.TableError, "row 1 holds '1e3', which may be a number or"),
+    ("pull", ("users", [[1, 2]]), dp.TableError, r"keys must be ids \[n\], one each, got bags"),
+    ("pull", ("users", np.array([[1, 2]])), dp.TableError, r"keys must be ids \[n\], one each"),
+    ("pull", ("users", 3), dp.TableError, "cannot read a int as a column"),
+    ("pull", ("users", "abc"), dp.TableError, "one entry a sample, got the single text 'abc'"),
+    ("pull", ("users", [1, None]), dp.TableError, r"keys must be ids \[n\], and entry 1 is"),
+    ("pull", ("users", ["a", "nan"]), dp.TableError, "entry 1 is missing"),
     ("push", ("items", [1], grads(1)), dp.TableError, "no sparse table 'items'"),
     ("push", ("users", [1], grads(2)), dp.TableError, r"gradients must be.*\[1, 4\].*\[2, 4\]"),
     ("push", ("users", [1], grads(1)[:, :3]), dp.TableError, r"numbers \[1, 4\].*\[1, 3\]"),
@@ -151,7 +195,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("set", ("items", [1], grads(1)), dp.TableError, "no sparse table 'items'"),
     ("set", ("users", [1], grads(2)), dp.TableError, r"rows must be numbers \[1, 4\]"),
     ("set", ("users", [1, 9], NAN), dp.NonFiniteError, "rows hold NaN or infinity"),
-    ("set", ("users", [1.5], grads(1)), dp.TableError, "keys must be integers"),
+    ("set", ("users", [1.5], grads(1)), dp.TableError, "keys: row 0 holds 1.5, which is not a"),
     ("set", ("users", [1, 9], np.full((2, DIM), 1e39)), dp.NonFiniteError, "rows hold NaN"),
 ]  # fmt: skip
 

@@ -21,8 +21,9 @@ from downpour.transport import DenseState, DenseStats, Shrunk, SparseState
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
+    from downpour.arrow import Column
     from downpour.plan.plan import Plan
     from downpour.plan.sections import Sections
     from downpour.plan.specs import SparseTableSpec
@@ -79,30 +80,45 @@ class Client:
         """End the connection; embedded tables live as long as the client does."""
 
     def pull(
-        self, table: str, keys: ArrayLike, *, feature: str | None = None, create: bool = False
+        self,
+        table: str,
+        keys: Column,
+        *,
+        feature: str | None = None,
+        create: bool = False,
+        hashed: bool | None = None,
     ) -> Floats:
         """The rows of raw ids [n], repeats allowed: [n, dim]; CTR rows are [n, 2 + dim], their show
         and click before the weights.
 
-        `feature` says in which id space the ids are; it may be left out where the table has one.
-        An unknown id has its initial row; it is stored only with `create`. Raises TableError.
+        keys: integers or texts, in whatever holds a feature's ids in training (list, numpy, torch,
+        Arrow, pandas, polars), read the same way; `hashed` as in the `Feature`. `feature` says in
+        which id space the ids are; it may be left out where the table has one. An unknown id has
+        its initial row; it is stored only with `create`. Raises TableError.
         """
-        unique, inverse = dedup(stored_ids(self._spec(table), keys, feature))
+        unique, inverse = dedup(stored_ids(self._spec(table), keys, feature, hashed))
         rows: Floats = self.read(self.locate(table, unique, create=create))[inverse]
         return rows
 
     def push(
-        self, table: str, keys: ArrayLike, grads: Floats, *, feature: str | None = None
+        self,
+        table: str,
+        keys: Column,
+        grads: Floats,
+        *,
+        feature: str | None = None,
+        hashed: bool | None = None,
     ) -> None:
         """One step of the table's rules: gradients [n, dim], summed by key in their order.
 
+        keys, feature and hashed: as in `pull`.
         For CTR rows [n, 4 + dim]: slot, show, click and places stand before the gradients of w and
         embedx (see CtrAccessor); the slot is not summed, the last one of a key stays. Raises
         TableError or NonFiniteError, and then nothing has changed.
         """
         spec = self._spec(table)
         accessor = spec.accessor
-        unique, inverse = dedup(stored_ids(spec, keys, feature))
+        unique, inverse = dedup(stored_ids(spec, keys, feature, hashed))
         grads = checked_rows(spec, "gradients", grads, (len(inverse), accessor.push_dim))
         if isinstance(accessor, CtrAccessor):
             check_pushes(table, grads)
@@ -113,14 +129,23 @@ class Client:
             raise NonFiniteError(f"table {table!r}: gradients sum to infinity; nothing was applied")
         self.update(self.locate(table, unique, create=True), summed)
 
-    def set(self, table: str, keys: ArrayLike, rows: Floats, *, feature: str | None = None) -> None:
+    def set(
+        self,
+        table: str,
+        keys: Column,
+        rows: Floats,
+        *,
+        feature: str | None = None,
+        hashed: bool | None = None,
+    ) -> None:
         """Write rows [n, dim] for raw ids [n], as pretrained vectors; the rule starts afresh there.
 
+        keys, feature and hashed: as in `pull`.
         CTR rows keep their show and click, and have their embedx from then on.
         Of several rows for one id the last one stays. Raises TableError or NonFiniteError.
         """
         spec = self._spec(table)
-        stored = stored_ids(spec, keys, feature)
+        stored = stored_ids(spec, keys, feature, hashed)
         rows = checked_rows(spec, "rows", rows, (len(stored), spec.accessor.dim))
         for server, part in self._parts(stored):
             server.set(table, stored[part], rows[part])

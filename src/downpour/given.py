@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from downpour.errors import NonFiniteError, TableError
+from downpour.bags import bags_of
+from downpour.errors import DataError, NonFiniteError, SettingError, TableError
+from downpour.ids import Reading
 from downpour.lookup import stored_keys
 from downpour.tables.batches import is_finite
 
@@ -15,21 +17,30 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from downpour.arrow import Column
     from downpour.plan.sections import Layout
     from downpour.plan.specs import SparseTableSpec
     from downpour.transport import Floats, Keys
 
 
-def stored_ids(spec: SparseTableSpec, keys: ArrayLike, feature: str | None) -> Keys:
+def stored_ids(
+    spec: SparseTableSpec, keys: Column, feature: str | None, hashed: bool | None = None
+) -> Keys:
     """The stored keys of raw ids [n] of a feature, which a table of one id space need not name.
 
-    Raises TableError for what are no integers [n], or of no feature of the table.
+    Ids are read as those of a feature are. Raises TableError for what holds no id an entry, [n],
+    and for a feature that is none of the table.
     """
-    table, ids = spec.name, np.asarray(keys)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise TableError(
-            f"table {table!r}: keys must be integers [n], got {ids.dtype} {list(ids.shape)}"
-        )
+    table = spec.name
+    try:
+        bags = bags_of(keys, reading=Reading(hashed))
+    except (DataError, SettingError) as error:
+        raise TableError(f"table {table!r}: keys: {error}") from error
+    if bags.there is not None:
+        entry = int(bags.there.argmin())
+        raise TableError(f"table {table!r}: keys must be ids [n], and entry {entry} is missing")
+    if bags.offsets is not None:
+        raise TableError(f"table {table!r}: keys must be ids [n], one each, got bags of ids")
     if feature is None:
         if len({it.space for it in spec.features}) > 1:
             names = ", ".join(it.name for it in spec.features)
@@ -43,8 +54,7 @@ def stored_ids(spec: SparseTableSpec, keys: ArrayLike, feature: str | None) -> K
             f"table {table!r} is not read by feature {feature!r}; it is by: "
             f"{', '.join(it.name for it in spec.features)}"
         )
-    wide = ids.astype(np.int64 if ids.dtype.kind == "i" else np.uint64, copy=False)
-    return stored_keys(np.ascontiguousarray(wide).view(np.uint64), spec.feature(feature).space)
+    return stored_keys(bags.values, spec.feature(feature).space)
 
 
 def checked_rows(

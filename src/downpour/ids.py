@@ -120,7 +120,7 @@ def read_ids(array: pa.Array, reading: Reading) -> tuple[Keys, Mask | None]:
     if pa.types.is_dictionary(kind):
         return _dictionary_ids(array, reading)
     if pa.types.is_null(kind):
-        return np.zeros(len(array), np.uint64), np.zeros(len(array), np.bool_)
+        return _all_missing(len(array))
     if pa.types.is_decimal(kind):
         array = _decimal_texts(array)
     elif reading.hashed and pa.types.is_integer(kind):
@@ -182,6 +182,10 @@ def split_ids(
     return keys, offsets, there if missing else None
 
 
+def _all_missing(num: int) -> tuple[Keys, Mask | None]:
+    return np.zeros(num, np.uint64), np.zeros(num, np.bool_) if num else None
+
+
 def _text_ids(array: pa.Array, reading: Reading) -> tuple[Keys, Mask | None]:
     data, offsets = text_buffers(_without_nulls(array))
     keys, there = np.empty(len(array), np.uint64), np.empty(len(array), np.bool_)
@@ -205,7 +209,7 @@ def _dictionary_ids(array: pa.DictionaryArray, reading: Reading) -> tuple[Keys, 
     there = valid_mask(array) if array.null_count else None
     indices = np.asarray(array.indices.fill_null(0))
     if len(array.dictionary) == 0:
-        return np.zeros(len(array), np.uint64), np.zeros(len(array), np.bool_)
+        return _all_missing(len(array))
     try:
         names, named = read_ids(array.dictionary, reading)
     except EntryError as error:
