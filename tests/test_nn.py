@@ -182,6 +182,31 @@ def test_padding_keeps_the_first_ids_of_each_bag(
     assert mask == [[i < len(bag) for i in range(width)] for bag in values]
 
 
+@given(
+    values=st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=5),
+    max_length=st.none() | st.integers(0, 6),
+)
+def test_padding_may_keep_the_last_ids_of_each_bag(
+    values: list[list[int]], max_length: int | None
+) -> None:
+    jagged = connected(pooling="none")[0](bags(values))["item"]
+    rows, mask = jagged.to_padded(max_length, keep="newest")
+    width = max(map(len, values), default=0) if max_length is None else max_length
+    kept = [bag[max(0, len(bag) - width) :] for bag in values]
+    assert rows[:, :, 0].tolist() == [bag + [0] * (width - len(bag)) for bag in kept]
+    assert mask.tolist() == [[i < len(bag) for i in range(width)] for bag in kept]
+
+
+def test_padding_says_what_it_cannot_keep() -> None:
+    jagged = connected(pooling="none")[0](bags())["item"]
+    with pytest.raises(
+        dp.SettingError, match=r"keep must be one of \('oldest', 'newest'\), got 'la"
+    ):
+        jagged.to_padded(2, keep="last")
+    with pytest.raises(dp.SettingError, match="max_length must be at least 0, got -1"):
+        jagged.to_padded(-1)
+
+
 def test_gradients_pass_through_padding() -> None:
     module, source = connected(pooling="none")
     rows, _ = module(bags())["item"].to_padded(2)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from downpour.lookup import Bag, TableKeys
 
 Pooling: TypeAlias = Literal["sum", "mean", "none"]
+Keep: TypeAlias = Literal["oldest", "newest"]
 DEFAULT_INIT = Uniform(0.01)
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -49,17 +50,29 @@ class JaggedRows:
     values: torch.Tensor
     offsets: torch.Tensor
 
-    def to_padded(self, max_length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def to_padded(
+        self, max_length: int | None = None, *, keep: Keep = "oldest"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows [batch, max_length, dim], padded with zeros, and a mask [batch, max_length].
 
-        Each bag keeps its first `max_length` ids (default: the longest bag's number).
+        max_length: ids that are kept of a bag; None, the longest bag's number. keep: of a longer
+        bag, "oldest" keeps the first ids and "newest" the last ones, in their order: a history that
+        was written in order of time has its newest ids last. Padding comes behind the ids either
+        way. Raises SettingError for another `keep` or a negative length.
         """
+        if keep not in get_args(Keep):
+            raise SettingError(f"to_padded: keep must be one of {get_args(Keep)}, got {keep!r}")
+        if max_length is not None and max_length < 0:
+            raise SettingError(f"to_padded: max_length must be at least 0, got {max_length}")
         lengths = self.offsets.diff()
         if max_length is None:
             max_length = int(lengths.max()) if len(lengths) else 0
         within = torch.arange(max_length, device=lengths.device)
         mask = within < lengths.unsqueeze(1)
-        place = (self.offsets[:-1].unsqueeze(1) + within)[mask]
+        first = self.offsets[:-1]
+        if keep == "newest":
+            first = self.offsets[1:] - lengths.clamp(max=max_length)
+        place = (first.unsqueeze(1) + within)[mask]
         padded = self.values.new_zeros(len(lengths), max_length, self.values.shape[1])
         return padded.masked_scatter(mask.unsqueeze(-1), self.values[place]), mask
 
