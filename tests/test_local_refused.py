@@ -63,6 +63,16 @@ def test_statistics_of_data_norms_are_refused() -> None:
     refused(model, planned(model), dp.SettingError, r"statistics of DataNorms.*LayerNorm")
 
 
+def test_a_batch_norm_of_one_sample_names_drop_last() -> None:
+    local, ps = ready(Normed(torch.nn.BatchNorm1d(8, track_running_stats=False)))
+    before = everything(ps)
+    with pytest.raises(
+        dp.DataError, match=r"^loss 'click': a BatchNorm needs more .*drop_last=True"
+    ):
+        local.step("click", a_batch().slice(0, 1))
+    assert everything(ps) == before
+
+
 def test_running_statistics_are_refused() -> None:
     model = Normed(torch.nn.BatchNorm1d(8))
     message = r"'norm' is a BatchNorm1d with running statistics.*Use LayerNorm or GroupNorm"

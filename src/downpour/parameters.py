@@ -21,6 +21,24 @@ if TYPE_CHECKING:
     from downpour.transport import Floats
 
 
+AUTOCAST = (
+    "for less precision keep the model in float32 and compute under torch.autocast('cpu', "
+    "dtype=torch.bfloat16) in the forward"
+)
+_CASTS = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "half",
+}
+
+
+def cast_call(parameter: torch.Tensor) -> str:
+    """The call that makes parameters of this one's dtype: model.double()."""
+    dtype = parameter.dtype
+    return f"model.{_CASTS[dtype]}()" if dtype in _CASTS else f"model.to({dtype})"
+
+
 def dense_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """A model's parameters by the names that plans use; a tied one under its first name."""
     return {plan_name(name): p for name, p in model.named_parameters()}
@@ -48,6 +66,7 @@ class DenseBlock:
                     f"the plan's table {spec.name!r} holds parameter {section.name!r} "
                     f"{list(section.shape)}, and the model {got}; plan it with this model"
                 )
+            self._refuse_cast(section.name, parameter)
             self.parameters[section.name] = parameter
         self.sections = {section.name: section for section in spec.sections}
         self.grad: Any = np.zeros(spec.size, spec.dtype)
@@ -70,7 +89,9 @@ class DenseBlock:
         """Set the parameters to the values [size]."""
         views = self._views(self._transfer.to_device(flat))
         with torch.no_grad():
-            for view, parameter in zip(views, self.parameters.values(), strict=True):
+            for view, (name, parameter) in zip(views, self.parameters.items(), strict=True):
+                if parameter.dtype is not view.dtype:
+                    self._refuse_cast(name, parameter)
                 parameter.copy_(view)
 
     def fetch(self, names: tuple[str, ...]) -> None:
@@ -114,6 +135,16 @@ class DenseBlock:
         if grad is None or not wanted:
             return parameter.detach().new_zeros(parameter.numel())
         return (grad.to_dense() if grad.is_sparse else grad).reshape(-1)
+
+    def _refuse_cast(self, name: str, parameter: torch.Tensor) -> None:
+        """Raise PlanError for a parameter of another dtype than its table has."""
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        if dtype != self.spec.dtype:
+            raise PlanError(
+                f"parameter {name!r} is {dtype}, as after {cast_call(parameter)}, and the plan's "
+                f"table {self.spec.name!r} holds {self.spec.dtype}; cast a model to float64 before "
+                f"it is planned, or not at all; {AUTOCAST}"
+            )
 
     def _views(self, block: torch.Tensor) -> list[torch.Tensor]:
         return [block[section.span].view(section.shape) for section in self.spec.sections]

@@ -19,6 +19,7 @@ from downpour.data.paths import format_of
 from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
 from downpour.local_path import local_path
+from downpour.loss_errors import explained
 from downpour.plan.specs import plan_name
 from downpour.target import add_import_path
 from downpour.transfer import HOST, checked_device
@@ -215,7 +216,7 @@ class SavedRun:
 
     def predict(self, batch: Batch) -> np.ndarray[Any, Any]:
         """The scores [batch] of a batch."""
-        with inference(self.model):
+        with inference(self.model), explained("predict", self.model, batch.size):
             return predict_batch(self.model, batch, self.predict_with, self.worker.device)
 
     def predict_all(self, batches: Iterable[Batch]) -> Iterator[np.ndarray[Any, Any]]:
@@ -229,7 +230,8 @@ class SavedRun:
         RMSE and MAE as well where labels are other numbers than 0 and 1. What is not defined for
         them is None, and `undefined` of the evaluation says why.
         """
-        return evaluate(self.model, batches, self.predict_with, self.label, self.worker.device)
+        with explained("evaluate", self.model, num_samples=2):
+            return evaluate(self.model, batches, self.predict_with, self.label, self.worker.device)
 
     def files(self, paths: Sequence[str | Path], *, batch_size: int, labels: bool) -> Files:
         """Files like those of the training data; without `labels` and weights, to predict.

@@ -11,6 +11,7 @@ import torch
 
 from downpour.gradients import Gradients
 from downpour.lookup import TableKeys, joined_keys, table_keys
+from downpour.loss_errors import explained
 from downpour.nn import sparse_embeddings
 from downpour.no_grad import modules_named, outputs_detached
 from downpour.parameters import DenseBlock, Window, dense_parameters
@@ -316,7 +317,10 @@ class Worker:
     def _compute(self, op: Compute, work: Step) -> None:
         function = self.plan.loss(op.loss)
         with outputs_detached(self._detached[op.loss]):  # also in backward, which may run it again
-            with self._timed("forward"):
+            with (
+                self._timed("forward"),
+                explained(f"loss {op.loss!r}", self.model, work.batch.size),
+            ):
                 for parameter in self._parameters.values():
                     parameter.grad = None
                 value = function(self.model, work.batch)

@@ -28,6 +28,7 @@ from downpour.federated.local_rows import LocalRows
 from downpour.federated.methods import FedAvg
 from downpour.federated.update import Update, sent_through
 from downpour.lookup import joined_keys, table_keys
+from downpour.loss_errors import explained
 from downpour.nn import sparse_embeddings
 from downpour.no_grad import modules_named, outputs_detached
 from downpour.parameters import DenseBlock, dense_parameters
@@ -168,7 +169,8 @@ class LocalModel:
         self._current = work
         try:
             with with_torch_threads(), outputs_detached(self._detached[compute.loss]):
-                value = function(self.model, work.batch)
+                with explained(f"loss {compute.loss!r}", self.model, batch.size):
+                    value = function(self.model, work.batch)
                 if value.requires_grad:
                     torch.autograd.backward(value)
         finally:

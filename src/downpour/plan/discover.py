@@ -17,6 +17,7 @@ import torch
 from downpour.accessor import EmbeddingAccessor
 from downpour.errors import NonFiniteError, PlanError
 from downpour.lookup import joined_keys, table_keys
+from downpour.loss_errors import explained
 from downpour.nn import sparse_embeddings
 from downpour.no_grad import has_compiler, modules_named, outputs_detached, uncompiled
 from downpour.plan.dataflow import Dataflow
@@ -177,7 +178,7 @@ def _tuples(names: Mapping[str, Mapping[str, None]]) -> dict[str, tuple[str, ...
 def _run(name: str, loss: Loss, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     had_compiler = has_compiler()
     try:
-        with uncompiled():
+        with uncompiled(), explained(f"loss {name!r}", model, batch.size):
             value = loss(model, batch)
     except Exception:
         if had_compiler or not has_compiler():

@@ -11,7 +11,7 @@ import torch
 from downpour.data_norm import statistics_of
 from downpour.errors import PlanError, SettingError
 from downpour.features import Batch
-from downpour.parameters import dense_parameters
+from downpour.parameters import AUTOCAST, cast_call, dense_parameters
 from downpour.plan.accessors import planned_table
 from downpour.plan.declared import declared_tables
 from downpour.plan.discover import discover, materialise
@@ -187,6 +187,6 @@ def _dtype_of(parameters: Mapping[str, torch.nn.Parameter], loss: str) -> str:
     if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
         raise PlanError(
             f"the parameters of loss {loss!r} must all be float32 or all float64, got "
-            f"{sorted(dtypes)}"
+            f"{sorted(dtypes)}, as after {cast_call(next(iter(parameters.values())))}; {AUTOCAST}"
         )
     return dtypes.pop()
