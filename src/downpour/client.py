@@ -150,6 +150,14 @@ class Client:
         for server, part in self._parts(stored):
             server.set(table, stored[part], rows[part])
 
+    def holds(self, table: str) -> bool:
+        """Whether a sparse table has rows or has been trained, as far as this client knows."""
+        name = self._spec(table).name
+        if self.steps[name] > 0:
+            return True
+        stats = self.stats()[name]
+        return isinstance(stats, TableStats) and stats.rows > 0
+
     def clear(self, table: str) -> None:
         """Forget all rows of a sparse table; its steps and its decay begin anew."""
         name = self._spec(table).name

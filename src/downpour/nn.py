@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from downpour.client import Client
     from downpour.features import Batch
     from downpour.init import Init
     from downpour.lookup import Bag, TableKeys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Pooling: TypeAlias = Literal["sum", "mean", "none"]
 Keep: TypeAlias = Literal["oldest", "newest"]
 DEFAULT_INIT = Uniform(0.01)
+ELSEWHERE = "elsewhere"
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -101,6 +103,9 @@ class SparseEmbedding(torch.nn.Module):
     `forward(batch)` returns a tensor [batch, num_features, dim] or, without pooling,
     a dict of `JaggedRows` by feature.
     """
+
+    # The client whose rows it was trained with; ELSEWHERE for a copy or a pickle of such a module.
+    trained_with: Client | str | None = None
 
     def __init__(
         self,
@@ -202,7 +207,9 @@ class SparseEmbedding(torch.nn.Module):
         return f"features={self.features}, dim={self.dim}, pooling={self.pooling!r}{cvm}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": None}  # a copy or a pickle is not connected
+        """A copy or a pickle is not connected, but it still knows that rows belong to it."""
+        trained_with = None if self.trained_with is None else ELSEWHERE
+        return {**self.__dict__, "source": None, "trained_with": trained_with}
 
 
 # A compiled model calls this as it is: numpy and kernels have no place in a graph. The lazy form of

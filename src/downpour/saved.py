@@ -20,6 +20,7 @@ from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
 from downpour.local_path import local_path
 from downpour.loss_errors import explained
+from downpour.model_tables import note_trained
 from downpour.plan.specs import plan_name
 from downpour.target import add_import_path
 from downpour.transfer import HOST, checked_device
@@ -186,6 +187,7 @@ def load(run_dir: str | Path, *, device: str | torch.device = HOST) -> SavedRun:
     schema = manifest["schema"]
     model: torch.nn.Module = content["model"].to(where)
     worker = Worker(content["plan"], model, client, device=where)
+    note_trained(model, client)
     return SavedRun(
         model=model,
         client=client,

@@ -24,6 +24,8 @@ from downpour.evaluate import Evaluation, evaluate, inference, label_of
 from downpour.events import EventWriter
 from downpour.history import History
 from downpour.local_path import WRITE_ELSEWHERE, local_path
+from downpour.metrics import require_binary
+from downpour.model_tables import note_trained, tables_to_go_on_with
 from downpour.plan.losses import named_losses
 from downpour.progress import Progress
 from downpour.report import write_report
@@ -105,19 +107,37 @@ class Trainer:
         self._rows = 0
         self._noted: set[str] = set()  # what was said of results that are not defined
         self._stopped: str | None = None
-        self._is_open = False
+        self._is_open = self._has_begun = False
         self.client = self._make_client()
         self.worker = Worker(self.plan, run.model, self.client, device=run.device)
 
     def _make_client(self) -> Client:
-        return embedded(self.plan)
+        """New tables in this process, or those that the model was trained with."""
+        known = tables_to_go_on_with(self.plan, self.run.model)
+        if known is None:
+            return embedded(self.plan)
+        stats = known.stats().values()
+        rows = sum(it.rows for it in stats if isinstance(it, TableStats))
+        self.history.settings["goes_on_with"] = f"{rows:,} rows of earlier training"
+        self.progress.say(f"the model goes on with the {rows:,} rows that it was trained with")
+        return known
 
     def train(self) -> dict[str, Any]:
         """Train to the end, to the early stop, or to Ctrl-C; gives what metrics.json holds.
 
         Raises what the data, the model or the tables raise; what was trained until then is kept,
-        and `stopped` says so. A second Ctrl-C is a KeyboardInterrupt, and keeps no model.
+        and `stopped` says so. A second Ctrl-C is a KeyboardInterrupt, and keeps no model. A trainer
+        trains once; SettingError where it has trained already.
         """
+        if self._has_begun:
+            raise SettingError(
+                "this trainer has trained already; make another one: Trainer(run, folder) of the "
+                "same Run goes on with its model's parameters and rows"
+            )
+        self._has_begun = True
+        return self._train()
+
+    def _train(self) -> dict[str, Any]:
         self._open_folder()
         torch.manual_seed(self.run.seed)
         with self.progress, Stopping(self.progress.say) as stopping:
@@ -316,6 +336,8 @@ class Trainer:
     def _end_worker(self, *, keep: bool) -> None:
         """Push what is left, and give the model the tables' values."""
         self.worker.close()
+        if self.history.step:
+            note_trained(self.run.model, self.client)
 
     def _write_metrics(self) -> None:
         if self.folder is not None:

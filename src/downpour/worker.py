@@ -12,6 +12,12 @@ import torch
 from downpour.gradients import Gradients
 from downpour.lookup import TableKeys, joined_keys, table_keys
 from downpour.loss_errors import explained
+from downpour.model_tables import (
+    note_trained,
+    refuse_new_rows,
+    require_connected,
+    require_tables,
+)
 from downpour.nn import sparse_embeddings
 from downpour.no_grad import modules_named, outputs_detached
 from downpour.parameters import DenseBlock, Window, dense_parameters
@@ -57,6 +63,9 @@ class Worker:
     Rows and batches go to the device of the model's parameters, or where it has none to `device`.
     A model must not move while a worker trains it.
 
+    A model goes on with the rows that it was trained with. Raises PlanError for a trained model
+    with empty tables, and for a client whose tables are not those of the plan.
+
     A step is atomic: whatever it raises, it raises before anything is pushed.
     """
 
@@ -68,6 +77,8 @@ class Worker:
         *,
         device: str | torch.device = HOST,
     ) -> None:
+        require_tables(plan, client)
+        refuse_new_rows(plan, model, client)
         self.plan, self.model, self.client = plan, model, client
         self.device = device_of(model, device)
         self._transfer = Transfer(self.device)
@@ -93,8 +104,10 @@ class Worker:
         self._gradients = Gradients(plan, client, self._blocks, self._windows, self._parameters)
         # Batches since the last pull, by program and table.
         self._since_pull: dict[tuple[str, str], int] = defaultdict(int)
-        for module in sparse_embeddings(model):
+        self._modules = list(sparse_embeddings(model))
+        for module in self._modules:
             module.connect(self)
+        self._has_trained = False
         self._ahead: list[tuple[str, Batch, Chore[list[Lookup]]]] = []
         self._current: Step | None = None
         self._num_steps = 0
@@ -152,6 +165,7 @@ class Worker:
 
     def _step(self, program: str, batch: Batch, goes_on: bool) -> StepResult:
         plan = self.plan.program(program)
+        require_connected(self._modules, self, self.client)
         with self._timed("wait for keys"):
             work = Step(plan, batch.to(self.device), self._prepared(program, batch))
             self._ask(plan, work)
@@ -188,6 +202,9 @@ class Worker:
             with self._timed("wait for workers"):
                 share = self.client.end_step(samples, goes_on=goes_on)
         self._num_steps += 1
+        if not self._has_trained:
+            self._has_trained = True
+            note_trained(self.model, self.client)
         for push in self.plan.program(program).ops_of(PushDense):
             self._windows[program, push.table].weigh(share)
         for op in self.plan.program(program).ops_of(PullDense):

@@ -17,6 +17,7 @@ from downpour.engine.children import Children
 from downpour.engine.processes import STOP_S, cluster_options
 from downpour.errors import DataError, ServerError
 from downpour.local_path import WRITE_ELSEWHERE, local_path
+from downpour.model_tables import refuse_trained
 from downpour.plan.specs import plan_name
 from downpour.train import Trainer, _Epoch
 from downpour.warm import warm
@@ -73,13 +74,12 @@ class Chief(Trainer):
 
     client: RemoteClient
 
-    def train(self) -> dict[str, Any]:
-        """Train to the end, to the early stop, or to Ctrl-C; see Trainer.train.
-
-        Raises also ServerError and WorkerLostError: what the servers still have is kept.
+    def _train(self) -> dict[str, Any]:
+        """See Trainer.train. Raises also ServerError and WorkerLostError: what the servers still
+        have is kept.
         """
         try:
-            metrics = super().train()
+            metrics = super()._train()
             self.client.close()
             self._children.end(STOP_S)
             return metrics
@@ -102,6 +102,7 @@ class Chief(Trainer):
 
     def _make_client(self) -> RemoteClient:
         """Start what the cluster says is to be started, and join it as its chief."""
+        refuse_trained(self.run.model, "a run with servers")
         self._open_folder()
         start = time.perf_counter()
         warm(self.plan, served=True)  # here once, so that the others find the kernels compiled

@@ -14,6 +14,7 @@ from downpour.engine.processes import STOP_S
 from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
 from downpour.federated.local_checks import refuse_plan
 from downpour.local_path import WRITE_ELSEWHERE, local_path
+from downpour.model_tables import refuse_trained
 from downpour.remote.connect import open_servers
 from downpour.remote.enrolment import Coordination
 from downpour.remote.staging import StagingClient
@@ -80,13 +81,12 @@ class Coordinator(Trainer):
             self._exits.close()
             raise
 
-    def train(self) -> dict[str, Any]:
-        """Run all rounds, to the early stop, or to Ctrl-C; see Trainer.train.
-
-        Raises also ServerError, and WorkerLostError where too few clients are heard from.
+    def _train(self) -> dict[str, Any]:
+        """Run all rounds; see Trainer.train. Raises also ServerError, and WorkerLostError where too
+        few clients are heard from.
         """
         try:
-            metrics = super().train()
+            metrics = super()._train()
             self._coordination.end(metrics["stopped"])
             self.client.close()
             self._children.end(STOP_S)
@@ -112,6 +112,7 @@ class Coordinator(Trainer):
     def _make_client(self) -> StagingClient:
         """Start what is to be started, and connect to the servers."""
         refuse_plan(self.plan)
+        refuse_trained(self.run.model, "a federation")
         self._clients = Clients(
             self.federation.clients, self._children, self.cluster, self.progress.say
         )

@@ -29,6 +29,12 @@ from downpour.federated.methods import FedAvg
 from downpour.federated.update import Update, sent_through
 from downpour.lookup import joined_keys, table_keys
 from downpour.loss_errors import explained
+from downpour.model_tables import (
+    note_trained,
+    refuse_new_rows,
+    require_connected,
+    require_tables,
+)
 from downpour.nn import sparse_embeddings
 from downpour.no_grad import modules_named, outputs_detached
 from downpour.parameters import DenseBlock, dense_parameters
@@ -85,6 +91,8 @@ class LocalModel:
     ) -> None:
         refuse_plan(plan)
         refuse_model(model)
+        require_tables(plan, client)
+        refuse_new_rows(plan, model, client)
         self.plan, self.model, self.client, self.method = plan, model, client, method
         self.outgoing = tuple(outgoing)
         self.device = device_of(model, device)
@@ -119,7 +127,8 @@ class LocalModel:
         for name, block in self._blocks.items():
             self.client.init_dense(name, block.read())
         self.client.begin()
-        for module in sparse_embeddings(self.model):
+        self._modules = list(sparse_embeddings(self.model))
+        for module in self._modules:
             module.connect(self)
 
     @property
@@ -160,6 +169,7 @@ class LocalModel:
         DataError for a batch that lacks a feature. Then no step was made.
         """
         planned = self.plan.program(program)
+        require_connected(self._modules, self, self.client)
         lookups = self._of_round().lookups.of_batch(planned, batch)
         work = Step(planned, batch.to(self.device), lookups)
         (compute,) = planned.ops_of(Compute)
@@ -197,6 +207,7 @@ class LocalModel:
                 self.client.update(self.client.locate(table, keys, create=True), -change)
             for table, change in update.dense.items():
                 self.client.push_dense(table, -change, self._trained_of(table))
+            note_trained(self.model, self.client)
             return self.client.end_step(update.samples)
         finally:
             self._end_round()
