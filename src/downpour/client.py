@@ -10,7 +10,7 @@ import numpy as np
 
 from downpour.accessor import CtrAccessor
 from downpour.errors import NonFiniteError, SettingError, TableError
-from downpour.given import checked_block, checked_rows, stored_ids
+from downpour.given import checked_block, checked_rows, dense_values, stored_ids
 from downpour.merged import merged_shrunk, merged_stats
 from downpour.plan.sections import DEFAULT_SECTIONS, Layout
 from downpour.server import Server
@@ -69,6 +69,8 @@ class Client:
             [*(it.name for it in plan.sparse), *(it.name for it in plan.dense)], 0
         )
         self._rebuilds: Counter[str] = Counter()  # after which rows have other numbers
+        # How often this client has changed a dense table: embedded, nobody else does.
+        self.dense_changes: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         return self
@@ -260,6 +262,24 @@ class Client:
         ]
         return all(taken)
 
+    def set_dense(self, name: str, values: ArrayLike) -> None:
+        """Write a dense table [size], or one parameter of it in its shape; the rule's state stays.
+
+        name: of the table, or of the parameter in the model. A worker's model has the values from
+        its next pull on, as a rule that is the next step. Raises TableError or NonFiniteError, and
+        then nothing has changed.
+        """
+        table, flat, names = dense_values(self.plan, name, values)
+        self.write_dense(table, flat, names)
+
+    def write_dense(self, table: str, flat: Floats, names: Collection[str]) -> None:
+        """Write the parameters of these names from a block [size]; see `set_dense`."""
+        layout = self._layout(table)
+        flat = checked_block(layout, "values", flat, names)
+        for share in layout.shares:
+            self.servers[share.server].set_dense(table, share.take(flat), names)
+        self.dense_changes[table] += 1
+
     def begin(self) -> None:
         """Wait until dense tables have their first weights, whoever gives them."""
 
@@ -302,6 +322,7 @@ class Client:
             server = self.servers[share.server]
             server.push_dense(table, share.take(grad), step=step, lr=lr, names=names)
         self.steps[table] = step
+        self.dense_changes[table] += 1
 
     def export(self, table: str) -> SparseState:
         """All rows of a sparse table, the keys rising whatever the number of shards."""
@@ -363,6 +384,7 @@ class Client:
             part_state = DenseState(share.take(weights), own, updates, state.step)
             self.servers[share.server].restore_dense(table, part_state)
         self.steps[table] = state.step
+        self.dense_changes[table] += 1
 
     def stats(self) -> dict[str, TableStats | DenseStats]:
         """Rows and bytes of each table, all shards together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from downpour.arrow import Column
+    from downpour.plan.plan import Plan
     from downpour.plan.sections import Layout
     from downpour.plan.specs import SparseTableSpec
     from downpour.transport import Floats, Keys
@@ -74,6 +75,39 @@ def checked_rows(
             f"table {spec.name!r}: {what} hold NaN or infinity; nothing was changed"
         )
     return cast("Floats", floats)
+
+
+def dense_values(plan: Plan, name: str, values: Any) -> tuple[str, Floats, list[str]]:
+    """A dense table, its block [size], and the parameters in it that the values are of.
+
+    name: of a table, whose values are [size], or of a parameter, whose values have its shape. What
+    the block holds for other parameters means nothing. Raises TableError or NonFiniteError.
+    """
+    if hasattr(values, "detach"):  # a tensor, of any device
+        values = values.detach().cpu()
+    for spec in plan.dense:
+        sections = {section.name: section for section in spec.sections}
+        if name != spec.name and name not in sections:
+            continue
+        chosen = [sections[name]] if name in sections else [*spec.sections]
+        shape = sections[name].shape if name in sections else (spec.size,)
+        floats = np.asarray(values)
+        if floats.shape != shape or floats.dtype.kind not in "iuf":
+            raise TableError(
+                f"the values of {name!r} must be numbers {list(shape)}, got {floats.dtype} "
+                f"{list(floats.shape)}"
+            )
+        flat = np.zeros(spec.size, spec.dtype)
+        span = sections[name].span if name in sections else slice(None)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            flat[span] = floats.reshape(-1)
+        return spec.name, flat, [section.name for section in chosen]
+    tables = [spec.name for spec in plan.dense]
+    names = [section.name for spec in plan.dense for section in spec.sections]
+    raise TableError(
+        f"no dense table or parameter {name!r}; there are the tables {', '.join(tables) or 'none'} "
+        f"and the parameters {', '.join(names) or 'none'}"
+    )
 
 
 def checked_block(

@@ -9,10 +9,12 @@ import torch
 
 from downpour.errors import NonFiniteError, PlanError
 from downpour.plan.specs import plan_name
-from downpour.tables.batches import is_finite
+from downpour.tables.batches import bits_of, is_finite, same_bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from downpour.client import Client
     from downpour.plan.program import PushDense
@@ -73,6 +75,9 @@ class DenseBlock:
         views = self._views(torch.from_numpy(self.grad))
         self._grads = dict(zip(self.parameters, views, strict=True))
         self._fetched: Fetched | None = None
+        self._written: list[torch.Tensor] = []  # what the parameters were last known to be
+        self._bits: Any = None  # the same, [size], on the host
+        self._memory: dict[str, tuple[object, NDArray[Any]]] = {}
 
     def read(self) -> Floats:
         """The parameters' values, [size]."""
@@ -87,12 +92,55 @@ class DenseBlock:
 
     def write(self, flat: Floats) -> None:
         """Set the parameters to the values [size]."""
-        views = self._views(self._transfer.to_device(flat))
+        self.know(flat)
         with torch.no_grad():
-            for view, (name, parameter) in zip(views, self.parameters.items(), strict=True):
+            for view, (name, parameter) in zip(
+                self._written, self.parameters.items(), strict=True
+            ):
                 if parameter.dtype is not view.dtype:
                     self._refuse_cast(name, parameter)
                 parameter.copy_(view)
+
+    def know(self, flat: Floats) -> None:
+        """Take note that the parameters have the values [size], which must not change any more."""
+        self._written = self._views(self._transfer.to_device(flat))
+        self._bits = bits_of(flat)
+
+    def changed(self) -> list[str]:
+        """The parameters that have other values than those last noted, bit for bit.
+
+        Raises PlanError for one that was cast, moved or given another shape.
+        """
+        if self._transfer.is_host:
+            return [
+                name
+                for name, parameter in self.parameters.items()
+                if not same_bits(
+                    self._bits_of(name, parameter), self._bits[self.sections[name].span]
+                )
+            ]
+        known = list(zip(self.parameters.items(), self._written, strict=True))
+        for (name, parameter), value in known:
+            self._require_like(name, parameter, value)
+        now = torch.cat([it.detach().reshape(-1) for it in self.parameters.values()])
+        if torch.equal(now, torch.cat([value.reshape(-1) for value in self._written])):
+            return []  # and so it mostly is: one answer of the device to wait for
+        return [name for (name, parameter), value in known if not torch.equal(parameter, value)]
+
+    def _bits_of(self, name: str, parameter: torch.nn.Parameter) -> NDArray[Any]:
+        """The values as they are now, [size]; looked up anew only where their memory is another."""
+        place = parameter.data_ptr(), parameter.stride(), parameter.dtype
+        kept = self._memory.get(name)
+        if kept is not None and kept[0] == place:
+            return kept[1]
+        section = self.sections[name]
+        self._require_like(
+            name, parameter, torch.from_numpy(self.grad[section.span]).view(section.shape)
+        )
+        bits = bits_of(parameter.detach().contiguous().numpy().reshape(-1))
+        if parameter.is_contiguous():  # else that was a copy
+            self._memory[name] = place, bits
+        return bits
 
     def fetch(self, names: tuple[str, ...]) -> None:
         """Begin to bring the gradients of these parameters from their device, for `collect`."""
@@ -144,6 +192,22 @@ class DenseBlock:
                 f"parameter {name!r} is {dtype}, as after {cast_call(parameter)}, and the plan's "
                 f"table {self.spec.name!r} holds {self.spec.dtype}; cast a model to float64 before "
                 f"it is planned, or not at all; {AUTOCAST}"
+            )
+
+    def _require_like(
+        self, name: str, parameter: torch.nn.Parameter, planned: torch.Tensor
+    ) -> None:
+        """Raise PlanError for a parameter of another type, device or shape than it was planned with."""
+        self._refuse_cast(name, parameter)
+        if parameter.device != planned.device:
+            raise PlanError(
+                f"parameter {name!r} is on {parameter.device} now, and was on {planned.device} when "
+                "the worker was made; move a model before DownpourSGD.minimize"
+            )
+        if parameter.shape != planned.shape:
+            raise PlanError(
+                f"parameter {name!r} is {list(parameter.shape)} now, the plan has "
+                f"{list(planned.shape)}; plan with the model as it is"
             )
 
     def _views(self, block: torch.Tensor) -> list[torch.Tensor]:

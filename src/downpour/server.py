@@ -79,6 +79,18 @@ class Server:
         self._has_weights.add(table)
         return True
 
+    def set_dense(self, table: str, flat: Floats, names: Collection[str]) -> None:
+        """See Transport."""
+        own = _of(self.dense, table)
+        here = self._parts_here(table, names)
+        if table not in self._has_weights and len(here) < len(own.sections):
+            raise TableError(
+                f"dense table {table!r} has no weights yet; set all of it, or parameters once "
+                "a worker has given it its first ones"
+            )
+        own.set(flat, here)
+        self._has_weights.add(table)
+
     def pull_dense(self, table: str, out: Floats) -> None:
         """See Transport."""
         _of(self.dense, table).pull(out)
@@ -87,14 +99,18 @@ class Server:
         self, table: str, grad: Floats, *, step: int, lr: float, names: Collection[str]
     ) -> None:
         """See Transport."""
-        own, parts = _of(self.dense, table), self.parts[table]
+        own = _of(self.dense, table)
+        own.push(grad, step=step, lr=lr, names=self._parts_here(table, names))
+
+    def _parts_here(self, table: str, names: Collection[str]) -> list[str]:
+        """The parts that are here of parameters of a table."""
+        parts = self.parts[table]
         for name in names:
             if name not in parts:
                 raise TableError(
                     f"dense table {table!r} has no section {name!r}, it has: {', '.join(parts)}"
                 )
-        here = [part for name in names for part in parts[name]]
-        own.push(grad, step=step, lr=lr, names=here)
+        return [part for name in names for part in parts[name]]
 
     def export(self, table: str) -> SparseState:
         """See Transport."""

@@ -90,6 +90,12 @@ class Transport(Protocol):
     def init_dense(self, table: str, flat: Floats) -> bool:
         """Give a share its first weights [size]; False if it has them already."""
 
+    def set_dense(self, table: str, flat: Floats, names: Collection[str]) -> None:
+        """Replace the weights of these parameters by those of the share's flat [size].
+
+        The rule's state stays. A parameter of the table that has no part here is passed over.
+        """
+
     def pull_dense(self, table: str, out: Floats) -> None:
         """The weights of a share, [size]."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from downpour.accessor import CtrAccessor
 from downpour.server import Server
 from downpour.tables import dedup, partition, segment_sum
+from downpour.tables.batches import bits_of, same_bits
 from downpour.tables.pushes import PUSH_CLICK, PUSH_SHOW
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def warm(plan: Plan, *, served: bool = False) -> None:
         grad = np.zeros(block.size, block.dtype)
         names = [section.name for section in block.sections]
         server.push_dense(block.name, grad, step=1, lr=0.0, names=names)
+        same_bits(bits_of(grad), bits_of(grad))
     if served:
         segment_sum(np.zeros((1, 1), np.float32), dedup(key)[1], 1)
     partition(key, 2)

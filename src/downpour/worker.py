@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from downpour.errors import PlanError
 from downpour.gradients import Gradients
 from downpour.lookup import TableKeys, joined_keys, table_keys
 from downpour.loss_errors import explained
@@ -18,6 +19,7 @@ from downpour.model_tables import (
     require_connected,
     require_tables,
 )
+from downpour.model_values import ModelValues
 from downpour.nn import sparse_embeddings
 from downpour.no_grad import modules_named, outputs_detached
 from downpour.parameters import DenseBlock, Window, dense_parameters
@@ -88,9 +90,7 @@ class Worker:
             spec.name: DenseBlock(spec, self._parameters, self._transfer) for spec in plan.dense
         }
         start(plan, model)
-        for name, block in self._blocks.items():
-            client.init_dense(name, block.read())
-        client.begin()
+        self._values = ModelValues(plan, model, client, self._blocks)
         self._windows = {
             (program.name, op.table): Window(self._blocks[op.table], op)
             for program in plan.programs.values()
@@ -115,8 +115,12 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self.close()
+        except PlanError:  # of what an error before it has said already
+            if error is None:
+                raise
 
     def close(self) -> None:
         """Push what a window has left, leave the tables' values in the model, end the thread."""
@@ -141,11 +145,15 @@ class Worker:
         """Run a program on a batch: pull, compute, push.
 
         goes_on: whether another batch comes; in sync training of several workers the others have to
-        know. Afterwards the model has the dense values that the step began with: `pull_dense` or
-        `close` give it the tables' own.
+        know. Afterwards the model has the tables' dense values where they are in this process; with
+        servers it has those that the step began with, until `pull_dense` or `close`.
+
+        Changes that are made to dense parameters in place, between steps or in a forward, go into
+        tables in this process; with servers they are refused (see `ModelValues`).
 
         Raises NonFiniteError where the loss or a gradient is NaN or infinite, PlanError for a
-        parameter or feature that the plan does not have, DataError for a batch that lacks one.
+        parameter or feature that the plan does not have and for a change of a parameter that its
+        table cannot follow, DataError for a batch that lacks one.
         """
         with with_torch_threads([chore for _, _, chore in self._ahead]):
             return self._step(program, batch, goes_on)
@@ -155,12 +163,12 @@ class Worker:
         planned = self.plan.program(program)
         for pull in planned.ops_of(PullDense):
             if pull.every > 1 and self._since_pull[program, pull.table] == 0:  # for later batches
-                self._blocks[pull.table].write(self.client.pull_dense(pull.table))
+                self._values.refresh(pull.table)
         for op in planned.ops_of(PushDense):
             window = self._windows[program, op.table]
             window.skip()
             if window.is_due:
-                self._push_dense(window)
+                self._push_dense(program, window)
         self._end_step(program, 0, goes_on=False)
 
     def _step(self, program: str, batch: Batch, goes_on: bool) -> StepResult:
@@ -213,18 +221,19 @@ class Worker:
 
     def pull_dense(self) -> None:
         """Read the dense parameters of all programs into the model."""
-        for name, block in self._blocks.items():
-            block.write(self.client.pull_dense(name))
+        for table in self._blocks:
+            self._values.pull(table)
 
     def flush(self) -> None:
         """Push the dense gradients of windows that are not full; new ones begin with a pull.
 
         In sync training all workers do it at the same time.
         """
+        self._values.take(self._blocks)
         for name, program in self.plan.programs.items():  # each is a step of its tables
             windows = [self._windows[name, op.table] for op in program.ops_of(PushDense)]
             for window in windows:
-                self._push_dense(window)
+                self._push_dense(name, window)
             if any(window.every > 1 for window in windows):
                 self.client.end_step(0)
                 self._num_steps += 1
@@ -290,7 +299,7 @@ class Worker:
             case PullDense(table):
                 if self._since_pull[work.program.name, table] == 0:
                     with self._timed("pull"):
-                        self._blocks[table].write(self.client.pull_dense(table))
+                        self._values.refresh(table)
             case PullSparse():
                 for lookup in work.lookups:
                     if lookup.op == op:
@@ -307,9 +316,9 @@ class Worker:
                 window = self._windows[work.program.name, table]
                 window.add(work.reached[table])
                 if window.is_due:
-                    self._push_dense(window)
+                    self._push_dense(work.program.name, window)
 
-    def _push_dense(self, window: Window) -> None:
+    def _push_dense(self, program: str, window: Window) -> None:
         if not window.num_batches:
             return
         with self._timed("push"):
@@ -317,6 +326,8 @@ class Worker:
                 window.push(self.client)
             finally:  # a push that was refused must not keep the next ones from being due
                 window.reset()
+        with self._timed("pull"):
+            self._values.pushed(program, window.block.spec.name)
 
     def _learns(self, op: PullSparse, work: Step) -> bool:
         """Whether a gradient of the op's rows is wanted, or to be refused if one comes."""
@@ -350,6 +361,7 @@ class Worker:
                 work.loss = float(value.detach())
         with self._timed("check"):
             self._gradients.collect(op.loss, work)
+            self._values.take(work.program.tables(PullDense))
 
     def _send_ahead(self) -> None:
         """While the device computes, find the rows of the next step, and send what has come."""

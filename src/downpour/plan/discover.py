@@ -95,7 +95,7 @@ def materialise(
     model.eval()
     try:
         source = _Leaves(tables, device_of(model, batch.device))
-        with _connected(model, source), _same_buffers(model), torch.no_grad():
+        with _connected(model, source), _same_values(model), torch.no_grad():
             for name, loss in losses.items():
                 _run(name, loss, model, batch)
     finally:
@@ -214,7 +214,7 @@ def _restored(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
         parameter.grad = None
     try:
         gpus = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(gpus), _same_buffers(model):
+        with torch.random.fork_rng(gpus), _same_values(model):
             yield
     finally:
         for parameter, grad in grads.items():
@@ -222,10 +222,14 @@ def _restored(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _same_buffers(model: torch.nn.Module) -> Iterator[None]:
-    """Put buffers back, those changed in place and those assigned anew; lazy ones may fill."""
+def _same_values(model: torch.nn.Module) -> Iterator[None]:
+    """Put buffers back, those changed in place and those assigned anew; lazy ones may fill.
+
+    Parameters that a forward changes in place, as max_norm does, are put back too.
+    """
     kept = [(module, dict(module._buffers)) for module in model.modules()]
     values = {buffer: buffer.clone() for buffer in model.buffers() if not _is_lazy(buffer)}
+    versions = {p: (p._version, p.detach().clone()) for p in model.parameters() if not _is_lazy(p)}
     try:
         yield
     finally:
@@ -236,6 +240,9 @@ def _same_buffers(model: torch.nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in values.items():
                 buffer.copy_(value)
+            for parameter, (version, value) in versions.items():
+                if parameter._version != version:
+                    parameter.copy_(value)
 
 
 def _is_lazy(tensor: torch.Tensor) -> bool:

@@ -20,7 +20,7 @@ from downpour.transport import DenseState, DenseStats, Shrunk
 from downpour.wire import VERSION, error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from downpour.deployment import Deployment
     from downpour.remote.endpoint import Endpoint
@@ -190,6 +190,11 @@ class RemoteServer:
         """See Transport."""
         answer = self.begin_write("init_dense", {"table": table}, None, flat).result()
         return bool(answer.header.get("taken", False))
+
+    def set_dense(self, table: str, flat: Floats, names: Collection[str]) -> None:
+        """See Transport."""
+        header = {"table": table, "names": sorted(names)}
+        self.begin_write("set_dense", header, None, flat).result()
 
     def clear(self, table: str) -> None:
         """See Transport."""

@@ -82,6 +82,7 @@ class Service:
             "commit": self._commit,
             "set": self._set,
             "init_dense": self._init_dense,
+            "set_dense": self._set_dense,
             "restore_dense": self._restore_dense,
             "clear": self._clear,
             "shrink": self._shrink,
@@ -336,6 +337,14 @@ class Service:
         flat = message.floats(table.dtype, (table.size,))
         with hosted.locks[table.name]:
             return {"taken": hosted.server.init_dense(table.name, flat)}
+
+    def _set_dense(self, hosted: Hosted, message: Message, client: str) -> dict[str, Any]:
+        table = table_of(hosted.server.dense, message)
+        flat = message.floats(table.dtype, (table.size,))
+        names = texts(message.header, "names")
+        with hosted.locks[table.name]:
+            hosted.server.set_dense(table.name, flat, names)
+        return {}
 
     def _restore_dense(self, hosted: Hosted, message: Message, client: str) -> dict[str, Any]:
         table = table_of(hosted.server.dense, message)

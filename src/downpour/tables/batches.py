@@ -9,6 +9,7 @@ from downpour.tables.memory import load, prefetch, store
 
 U = np.uint64
 BLOCK = 64
+STRIDE = 4096  # elements between two looks whether anything differs
 ZERO, ONE, WORD, TAG_SHIFT, LOW_32 = U(0), U(1), U(8), U(32), U(0xFFFFFFFF)
 # Multipliers and shifts of MurmurHash3's finaliser (Appleby 2011): bits apart from the index's.
 MIX_A, MIX_B, SHIFT = U(0xFF51AFD7ED558CCD), U(0xC4CEB9FE1A85EC53), U(33)
@@ -123,6 +124,23 @@ def partition(keys: np.ndarray, num_shards: int) -> tuple[np.ndarray, np.ndarray
     _shards(keys, num_shards, shards, counts)
     _order_by_shard(shards, counts, order)
     return order, counts
+
+
+@kernel
+def same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether two contiguous arrays [n], as `bits_of` gives them, are equal."""
+    for start in range(0, ours.size, STRIDE):
+        differs = ours[start] ^ theirs[start]  # of the arrays' own type
+        for i in range(start, min(start + STRIDE, ours.size)):
+            differs |= ours[i] ^ theirs[i]  # without a branch, so that it is one loop of vectors
+        if differs != 0:
+            return False
+    return True
+
+
+def bits_of(floats: np.ndarray) -> np.ndarray:
+    """The bits of contiguous floats [n], uint32 or uint64 [n] in the same memory."""
+    return floats.view(np.uint32 if floats.itemsize == 4 else np.uint64)
 
 
 def is_finite(values: np.ndarray) -> bool:

@@ -142,9 +142,17 @@ class DenseTable:
         view.flags.writeable = False
         return view
 
-    def set(self, flat: np.ndarray) -> None:
-        """Replace all weights [size]; the rule's state stays."""
-        self._weights[:] = self._checked("weights", flat)
+    def set(self, flat: np.ndarray, names: Collection[str] | None = None) -> None:
+        """Replace the weights of these parameters by those of flat [size] (None: all).
+
+        The rule's state stays. Raises TableError or NonFiniteError, and then nothing has changed.
+        """
+        flat = self._checked("weights", flat, check_finite=False)
+        chosen = [self._section(name) for name in (self.sections if names is None else names)]
+        for section in chosen:
+            self._check_finite("weights", section, flat)
+        for section in chosen:
+            self._weights[section.span] = flat[section.span]
 
     def push(
         self, grad: np.ndarray, *, step: int, lr: float, names: Collection[str] | None = None

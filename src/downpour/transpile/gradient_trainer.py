@@ -57,7 +57,7 @@ class GradientTrainer(Worker):
         for table in tables:
             self.client.ask_dense(table)
         for table in tables:
-            self._blocks[table].write(self.client.pull_dense(table))
+            self._values.refresh(table)
         self._has_values = True
 
     def local(self, batch: Batch) -> list[StepResult]:
