@@ -175,6 +175,21 @@ def test_settings_are_told_as_json_has_them() -> None:
     assert told["outgoing"] == ["ClipUpdate(max_norm=2.0)"]
 
 
+def data_of_a_user(client: int, clients: int) -> Any:
+    return data_of(client, clients)
+
+
+def test_a_report_shows_clients_data_and_optimizer_and_the_servers_rule_as_such() -> None:
+    optimizer = partial(torch.optim.Adam, lr=0.1)
+    made = federation(optimizer=optimizer, data=data_of_a_user, method=dp.FedAvgM(momentum=0.5))
+    told = made.run_settings()
+    assert told["data"] == "data_of_a_user of each of 3 clients"
+    assert told["optimizer"] == "Adam(lr=0.1) in each client"
+    assert told["server_rule"] == repr(made.method.rule)
+    assert told["eval_data"] == made.run.settings()["eval_data"]
+    assert federation(optimizer=torch.optim.SGD).run_settings()["optimizer"] == "SGD in each client"
+
+
 # Who is sampled.
 
 SHARES = st.floats(0.01, 1.0)

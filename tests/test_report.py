@@ -44,6 +44,7 @@ def run_metrics() -> dict[str, Any]:
                 "kind": "sparse",
                 "rows": 4321,
                 "bytes": 2**20,
+                "row_bytes": 40,
                 "load": 0.7,
                 "growths": 3,
             },
@@ -57,6 +58,8 @@ def run_metrics() -> dict[str, Any]:
             "rows": {"embedding": [[1, 10], [100, 4321]]},
             "bytes": {"embedding": [[1, 1000], [100, 2**20]], "dense.click": [[1, 1024]]},
             "samples_per_s": [[10, 2400], [20, 2600]],
+            "learning_rate": {"embedding": [[1, 0.1], [100, 0.125]], "dense.click": [[1, 0.01]]},
+            "gradient_norm": {"dense.click": [[1, 2.5], [100, 1.5]]},
         },
         "calibration": [{"predicted": 0.2, "actual": 0.25, "count": 100}] * 2,
         "features": {"user": {"keys": 20_000, "unique": 943, "samples": 10_000}},
@@ -107,7 +110,12 @@ def test_report_says_what_the_run_found(tmp_path: Path) -> None:
         "predicts 25.0 % too many clicks",
         "40 ms a step",
         "4,321",
-        "243 bytes each",
+        "40 bytes each",
+        "Per row: key, weights and the rule's state.",
+        "about 943",
+        "how many are different is an estimate",
+        "Of dense tables, before clipping.",
+        "0.125",
         "Held-back data. Best: 0.7812 at step 100.",
         "5.0 percentage points",
         "Pulled rows lagged 0.50 steps on average, 2 steps at most.",
@@ -127,7 +135,7 @@ def test_report_stands_alone() -> None:
         r"https?://|@import|url\(|<script|<link(?! rel=\"icon\" href=\"data:)", page
     )
     assert "prefers-color-scheme: dark" in page
-    assert page.count("<svg") == 9  # the mark and 8 charts
+    assert page.count("<svg") == 11  # the mark and 10 charts
 
 
 def test_charts_take_their_colours_from_the_page() -> None:
@@ -206,6 +214,78 @@ def test_no_auc_of_one_class_is_told() -> None:
     metrics = run_metrics()
     metrics["final"] |= {"auc": None, "copc": 0.0}
     assert "none: on 1,234 held-back samples of one class" in text_of(metrics)
+
+
+def without_evaluation(**changes: Any) -> str:
+    metrics = run_metrics()
+    metrics["final"], metrics["curves"] = {}, {}
+    metrics["epochs"] = [{"epoch": 1, "steps": 5}]
+    return text_of(metrics | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"stopped": "interrupted"}, "the run was interrupted before its first evaluation"),
+        ({"stopped": "failed: OSError: gone"}, "the run failed before its first evaluation"),
+        ({"settings": {"eval_data": None, "evaluate": None}}, "the run has no evaluation data"),
+        ({"epochs": [{"eval": {"auc": None}}]}, "it was not defined, as where all labels are of o"),
+        ({}, "there was no evaluation"),
+    ],
+)
+def test_why_there_is_no_result_is_said(changes: dict[str, Any], why: str) -> None:
+    assert f"No AUC was recorded: {why}" in without_evaluation(**changes)
+
+
+BEST = {"metric": "logloss", "mode": "min", "value": 0.4321, "epoch": 1, "step": 50, "undefined": 0}
+
+
+@pytest.mark.parametrize(
+    ("best", "model", "row", "note"),
+    [
+        (BEST, {"epoch": 1, "step": 50, "is_best": True}, "1", "Log loss, whose model is kept."),
+        (BEST, {"epoch": 2, "step": 100, "is_best": False}, "1",
+         "Log loss; the model kept is that of the last step."),
+        (None, {"epoch": 2, "step": 100, "is_best": False}, "2", "best AUC."),
+        (BEST | {"epoch": None}, None, "2", "best AUC."),
+    ],
+)  # fmt: skip
+def test_the_best_epoch_is_set_apart(best: Any, model: Any, row: str, note: str) -> None:
+    page = render_report(run_metrics() | {"best": best, "model": model})
+    assert re.findall(r'class="best">\s*<th scope="row">([^<]*)<', page) == [row]
+    assert f"Set apart: the epoch of the {'best ' if 'best' not in note else ''}{note}" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"best": BEST, "model": {"epoch": 1, "step": 50, "is_best": True}},
+            "Its model is that of the best evaluation: Log loss 0.4321 after step 50, epoch 1.",
+        ),
+        ({"model": None}, "No model of this run was saved."),
+        (
+            {"model": None, "has_earlier_model": True},
+            "No model of this run was saved; model/ is that of an earlier run.",
+        ),
+    ],
+)
+def test_which_model_the_folder_has_is_said(changes: dict[str, Any], said: str) -> None:
+    for stopped in ("finished", "interrupted", "failed: OSError: gone"):
+        text = text_of(run_metrics() | changes | {"stopped": stopped})
+        assert said in text
+        assert "what was trained is kept" not in text
+
+
+def test_a_row_counts_without_what_the_arena_has_in_stock() -> None:
+    metrics = run_metrics()
+    metrics["tables"] = {
+        "a": {"rows": 100, "row_bytes": 48, "bytes": 2**30},
+        "b": {"rows": 300, "row_bytes": 40, "embedx_rows": 30, "embedx_bytes": 80, "bytes": 2**30},
+    }
+    text = text_of(metrics)
+    assert "48 bytes each" in text  # (100 * 48 + 300 * 40 + 30 * 80) / 400
+    assert text.count("48 bytes") == 3
 
 
 def test_other_metrics_show_under_their_own_names() -> None:

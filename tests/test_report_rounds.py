@@ -83,6 +83,21 @@ def test_the_best_round_that_counts_is_set_apart() -> None:
     assert "Best: 0.7812 in round 3." in page
 
 
+def test_the_round_that_early_stop_keeps_is_set_apart() -> None:
+    told = {
+        "best": {"metric": "logloss", "value": 0.6, "epoch": 1, "step": 3},
+        "model": {"epoch": 1, "step": 3, "is_best": True},
+    }
+    page = render_report(federated_metrics() | told)
+    assert re.findall(r'class="best">\s*<th scope="row">([^<]*)<', page) == ["1"]
+    assert "Set apart: the round of the best Log loss, whose model is kept." in page
+
+
+def test_features_of_clients_are_not_counted_and_that_is_said() -> None:
+    page = render_report(federated_metrics() | {"features": {}})
+    assert "Not counted: the data of clients stays with them." in page
+
+
 def test_one_round_is_not_set_apart() -> None:
     text = "\n".join(rounds_section(federated_metrics(round_told(1))))
     assert "Set apart" not in text
@@ -100,7 +115,9 @@ def test_charts_show_auc_and_bytes_by_round() -> None:
 
 def test_rounds_without_evaluation_say_so() -> None:
     texts = rounds_section(federated_metrics(*(round_told(n, auc=None) for n in (1, 2))))
-    assert ("No AUC by round was recorded: there was no evaluation data with both labels.") in texts
+    assert (
+        "No AUC by round was recorded: it was not defined, as where all labels are of one class."
+    ) in texts
     assert "Set apart" not in "".join(texts)
 
 

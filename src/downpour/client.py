@@ -252,6 +252,17 @@ class Client:
                 )
         return step, tuple(lrs)
 
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of each table's last step, once it has made one; of CTR rows that of
+        embedx apart.
+        """
+        return {
+            f"{table} (embedx)" if place else table: rule.lr_at(step)
+            for table, step in self.steps.items()
+            if step
+            for place, rule in enumerate(self._rules(table))
+        }
+
     def init_dense(self, table: str, flat: Floats) -> bool:
         """Give a dense table its first weights [size]; False where a server has them already."""
         layout = self._layout(table)

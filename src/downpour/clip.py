@@ -57,6 +57,11 @@ class ClipByNorm:
 Clip: TypeAlias = ClipByValue | ClipByNorm
 
 
+def l2_norm(grad: NDArray[np.floating]) -> float:
+    """The L2 norm of a gradient."""
+    return math.sqrt(_sum_of_squares(grad))
+
+
 def _sum_of_squares(grad: NDArray[np.floating]) -> float:
     squares = float(np.vdot(grad, grad))
     if math.isfinite(squares):

@@ -70,7 +70,8 @@ class WorkerReport(Report):
     """What a worker has done.
 
     `losses` are sums over samples by program, `staleness_sum` and `staleness_max` steps over the
-    `staleness_count` pulls, `in_flight` the pushes that are not acknowledged now.
+    `staleness_count` pulls, `in_flight` the pushes that are not acknowledged now, `gradient_norms`
+    those of dense tables in a step not long ago.
     """
 
     IDENTITY: ClassVar[tuple[str, ...]] = ("rank",)
@@ -95,6 +96,7 @@ class WorkerReport(Report):
     staleness_max: float = 0
     in_flight: int = 0
     phases_s: dict[str, float] = field(default_factory=dict)
+    gradient_norms: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
@@ -185,6 +187,14 @@ class ClusterReport:
         known = [worker for worker in self.workers if worker.loss is not None]
         total = sum(sum(worker.losses.values()) for worker in known)
         return total / sum(worker.samples for worker in known) if known else None
+
+    def gradient_norms(self) -> dict[str, float]:
+        """By dense table, the mean of what the workers have measured last."""
+        by_table: dict[str, list[float]] = {}
+        for worker in self.workers:
+            for table, norm in worker.gradient_norms.items():
+                by_table.setdefault(table, []).append(norm)
+        return {table: sum(norms) / len(norms) for table, norms in by_table.items()}
 
     def since(self, earlier: ClusterReport) -> ClusterReport:
         """What came since an earlier report; all of a process that was not in it, or is another."""

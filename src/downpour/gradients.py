@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from downpour.accessor import NUM_COUNTS, CtrAccessor
+from downpour.clip import l2_norm
 from downpour.data_norm import scale_statistics
 from downpour.errors import DataError, NonFiniteError, PlanError
 from downpour.plan.program import PushDense, PushSparse
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from downpour.step import Lookup, Step
     from downpour.transfer import Transfer
     from downpour.transport import Floats
+
+
+NORM_EVERY = 10
 
 
 class Gradients:
@@ -58,6 +62,9 @@ class Gradients:
             spec.name: {it.name: NO_SLOT if it.slot is None else it.slot for it in spec.features}
             for spec in plan.sparse
         }
+        # Of the dense tables' gradients before clipping, as of a step now and then.
+        self.norms: dict[str, float] = {}
+        self._num_collected = 0
 
     def fetch(self, work: Step, transfer: Transfer) -> None:
         """Begin to bring what backward has given to the host, all of it at once."""
@@ -77,6 +84,7 @@ class Gradients:
         _refuse_fixed(work)
         for op in work.program.ops_of(PushDense):
             self._collect_dense(op, loss, work)
+        self._measure(work)
         merged = {}
         for push in work.program.ops_of(PushSparse):
             if reached := work.pushed(push):
@@ -95,6 +103,17 @@ class Gradients:
         window.check(loss)
         if window.is_last:
             self._client.next_step(op.table)
+
+    def _measure(self, work: Step) -> None:
+        """Note how large the gradients are, in every NORM_EVERYth step of a program."""
+        if work.program.name == next(iter(self._planned)):
+            self._num_collected += 1
+        if self._num_collected % NORM_EVERY != 1:
+            return
+        for table in work.reached:
+            block = self._blocks[table]
+            if not block.spec.is_data_norm:
+                self.norms[table] = l2_norm(block.grad)
 
     def _clip(self, work: Step, rows: list[Floats]) -> None:
         """Of rows and parameters; what is added to statistics is no gradient."""

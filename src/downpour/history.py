@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from downpour.transport import DenseStats
 
 MAX_POINTS = 1000
-OURS = ("loss", "samples_per_s", "rows", "bytes", "samples", "seconds")
+TRAINING = ("learning_rate", "gradient_norm")  # curves by table
+OURS = ("loss", "samples_per_s", "rows", "bytes", "samples", "seconds", *TRAINING)
 
 
 class Curve:
@@ -94,7 +95,9 @@ class History:
         self.undefined: dict[str, str] = {}  # why results of the last evaluation are None
         self.features: dict[str, FeatureCount] = {}
         self.curves: dict[str, Curve] = {"loss": Curve(), "samples_per_s": Curve()}
-        self._grown: dict[str, dict[str, Curve]] = {"rows": {}, "bytes": {}}
+        self._by_table: dict[str, dict[str, Curve]] = {
+            name: {} for name in ("rows", "bytes", *TRAINING)
+        }
         self._tables: dict[str, dict[str, Any]] = {}
 
     def count_features(self, batch: Batch) -> None:
@@ -122,26 +125,32 @@ class History:
         for name, table in stats.items():
             kind = "sparse" if isinstance(table, TableStats) else "dense"
             self._tables[name] = {"kind": kind, "bytes": table.bytes, **asdict(table)}
-            self._grown["bytes"].setdefault(name, Curve()).add(self.step, table.bytes)
+            self._add("bytes", name, table.bytes)
             if isinstance(table, TableStats):
-                self._grown["rows"].setdefault(name, Curve()).add(self.step, table.rows)
+                self._add("rows", name, table.rows)
+
+    def add_training(self, rates: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        """Add the tables' learning rates and gradient norms as of the last step."""
+        for kind, values in zip(TRAINING, (rates, norms), strict=True):
+            for table, value in values.items():
+                self._add(kind, table, value)
+
+    def _add(self, kind: str, table: str, value: float) -> None:
+        self._by_table[kind].setdefault(table, Curve()).add(self.step, value)
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Add an evaluation after the last step; results of `OURS` names become eval_NAME."""
-        results = {
-            f"eval_{name}" if name in OURS else name: value
-            for name, value in evaluation.results.items()
-        }
-        self.final = {
-            **results,
-            "samples": evaluation.samples,
-            "seconds": evaluation.seconds,
-        }
-        self.calibration = [asdict(each) for each in evaluation.calibration]
-        self.undefined = dict(evaluation.undefined)
-        for name, value in results.items():
+        self.end_with(evaluation)
+        for name, value in _results(evaluation).items():
             if value is not None and name != "auc_bucketed":
                 self.curves.setdefault(name, Curve()).add(self.step, value)
+
+    def end_with(self, evaluation: Evaluation) -> None:
+        """Let an earlier evaluation be the final one, as the run ends with the model it was of."""
+        counts = {"samples": evaluation.samples, "seconds": evaluation.seconds}
+        self.final = {**_results(evaluation), **counts}
+        self.calibration = [asdict(each) for each in evaluation.calibration]
+        self.undefined = dict(evaluation.undefined)
 
     def add_epoch(self, epoch: Mapping[str, Any]) -> None:
         """Add an epoch, or the part of one that was trained."""
@@ -160,9 +169,9 @@ class History:
         """
         seconds = sum(epoch["seconds"] for epoch in self.epochs)
         samples = sum(epoch["samples"] for epoch in self.epochs)
-        grown = {
+        by_table = {
             kind: {name: curve.points() for name, curve in curves.items()}
-            for kind, curves in self._grown.items()
+            for kind, curves in self._by_table.items()
         }
         return {
             "format": FORMAT,
@@ -180,7 +189,7 @@ class History:
             # In one process every pull is read after the push before it was applied.
             "staleness": {"mean": 0.0, "max": 0} if cluster is None else cluster.staleness(),
             **({} if cluster is None else cluster.summary()),
-            "curves": {**{name: c.points() for name, c in self.curves.items()}, **grown},
+            "curves": {**{name: c.points() for name, c in self.curves.items()}, **by_table},
             "calibration": self.calibration,
             "features": {
                 name: {"keys": c.keys, "unique": c.unique.estimate(), "samples": c.samples}
@@ -188,6 +197,13 @@ class History:
             },
             "plan": self.plan,
         }
+
+
+def _results(evaluation: Evaluation) -> dict[str, float | None]:
+    return {
+        f"eval_{name}" if name in OURS else name: value
+        for name, value in evaluation.results.items()
+    }
 
 
 def versions() -> dict[str, str]:

@@ -29,4 +29,5 @@ def merged_stats(stats: Sequence[TableStats]) -> TableStats:
         load=in_use / index_bytes,
         growths=sum(it.growths for it in stats),
         embedx_rows=sum(it.embedx_rows for it in stats),
+        embedx_bytes=stats[0].embedx_bytes,
     )

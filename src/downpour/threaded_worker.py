@@ -72,6 +72,7 @@ class ThreadedWorker:
             _ThreadWorker(started, _copied(model, client), it, device=device) for it in others
         ]
         self.phases_s = self._workers[0].phases_s  # of the first thread
+        self.gradient_norms = self._workers[0].gradient_norms
         self._modes: list[bool] = []
         self._pool = ThreadPoolExecutor(max(len(others), 1), "downpour thread")
         self._torch_threads = torch.get_num_threads()

@@ -60,7 +60,8 @@ class Worker:
     Dense tables that have no weights yet get those of the plan's `startup`, or the model's own.
     The model's SparseEmbeddings read through this worker from now on: in a step rows are made
     where they are missing, outside one an unknown id has its initial row and none is made.
-    `phases_s`: seconds spent in each phase of the steps so far.
+    `phases_s`: seconds spent in each phase of the steps so far. `gradient_norms`: of the gradient
+    of each dense table before clipping, in one of the last ten steps.
 
     Rows and batches go to the device of the model's parameters, or where it has none to `device`.
     A model must not move while a worker trains it.
@@ -102,6 +103,7 @@ class Worker:
             for op in program.ops_of(Compute)
         }
         self._gradients = Gradients(plan, client, self._blocks, self._windows, self._parameters)
+        self.gradient_norms = self._gradients.norms
         # Batches since the last pull, by program and table.
         self._since_pull: dict[tuple[str, str], int] = defaultdict(int)
         self._modules = list(sparse_embeddings(model))

@@ -47,6 +47,7 @@ class WorkerLoop:
             else Worker(plan, run.model, client, device=run.device)
         )
         client.phases_s = self.worker.phases_s
+        client.gradient_norms = self.worker.gradient_norms
         self._programs = list(named_losses(run.losses))
 
     def train(self) -> None:

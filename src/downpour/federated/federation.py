@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from downpour.data import Source
@@ -179,6 +179,16 @@ class Federation:
         """Of so many sampled clients, how many must be heard from."""
         return max(1, math.ceil(self.quorum * sampled - 1e-9))
 
+    def run_settings(self) -> dict[str, Any]:
+        """The settings of its run, for metrics.json: data and optimizer are those of clients."""
+        settings = self.run.settings()
+        own = {
+            "data": f"{_name_of(self.data)} of each of {self.clients} clients",
+            "optimizer": f"{_name_of(self.optimizer)} in each client",
+            "server_rule": repr(self.method.rule),
+        }
+        return {name: own.pop(name, value) for name, value in settings.items()} | own
+
     def settings(self) -> dict[str, Any]:
         """What was set of the federation, beside the settings of its run, for metrics.json."""
         return {
@@ -189,7 +199,7 @@ class Federation:
             "quorum": self.quorum,
             "deadline_s": self.deadline_s,
             "max_failed_rounds": self.max_failed_rounds,
-            "optimizer": repr(self.optimizer),
+            "optimizer": _name_of(self.optimizer),
             "outgoing": [repr(change) for change in self.outgoing],
         }
 
@@ -215,6 +225,14 @@ class Federation:
             )
         except SettingError as error:  # who is told has made no Run
             raise SettingError(str(error).replace("Run.", "Federation.")) from None
+
+
+def _name_of(function: Any) -> str:
+    """A function's name; of a partial one with what it is given: SGD(lr=0.1)."""
+    if isinstance(function, partial):
+        given = [*map(repr, function.args), *(f"{k}={v!r}" for k, v in function.keywords.items())]
+        return f"{_name_of(function.func)}({', '.join(given)})"
+    return str(getattr(function, "__name__", None) or repr(function))
 
 
 class _Nothing:

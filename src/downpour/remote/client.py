@@ -72,6 +72,7 @@ class RemoteClient(Client):
         self.counted = {"steps": 0, "samples": 0, "epoch": 0}
         self.losses: dict[str, float] = {}
         self.phases_s: Mapping[str, float] = {}
+        self.gradient_norms: Mapping[str, float] = {}
         self.staleness = Staleness()
         self.after = 0  # the committed step that reads come after
         self._dense: dict[str, list[Ticket]] = {}
@@ -341,6 +342,12 @@ class RemoteClient(Client):
 
     # What it has seen.
 
+    def look_at_steps(self) -> None:
+        """Take over the steps that the servers have counted, for who pushes nothing himself."""
+        for server in self.remote:
+            for table, step in server.greet()["steps"].items():
+                self.steps[table] = max(self.steps[table], step)
+
     def report(self) -> dict[str, Any]:
         """What a WorkerReport holds, of this moment."""
         links = [(server.reads, server.writes) for server in self.remote]
@@ -353,6 +360,7 @@ class RemoteClient(Client):
             "step": self.counted["steps"],
             "losses": dict(self.losses),
             "phases_s": dict(self.phases_s),
+            "gradient_norms": dict(self.gradient_norms),
             "pull": pulls.as_dict(),
             "push": pushes.as_dict(),
             "bytes_sent": sum(link.bytes_sent for link in every),

@@ -14,10 +14,21 @@ from downpour.report.charts import (
     gaps_chart,
     rates_chart,
 )
-from downpour.report.parts import Chart, Grid, Metrics, epochs_of, evaluation_names, metric_label
+from downpour.report.lines import lines_chart, named_points
+from downpour.report.parts import (
+    Chart,
+    Grid,
+    Metrics,
+    epochs_of,
+    evaluation_names,
+    kept_model,
+    metric_label,
+    why_not_evaluated,
+)
 from downpour.report.rounds import span_name
 from downpour.report.values import (
     Point,
+    compact_text,
     count_text,
     mapping,
     number,
@@ -39,14 +50,31 @@ def learning_charts(metrics: Metrics) -> list[Chart]:
     return [
         _loss_chart(points(curves.get("loss")), _epoch_ends(metrics), span_name(metrics)),
         *(
-            _evaluation_chart(name, points(curves.get(name)))
+            _evaluation_chart(name, points(curves.get(name)), why_not_evaluated(metrics))
             for name in names or ("auc", "logloss")
         ),
+        *_training_charts(curves),
     ]
 
 
+def _training_charts(curves: Metrics) -> list[Chart]:
+    """Learning rates and gradient norms; none where metrics.json is of before they were noted."""
+    charts = []
+    for name, title, note in (
+        ("learning_rate", "Learning rate", ""),
+        ("gradient_norm", "Gradient norm", "Of dense tables, before clipping."),
+    ):
+        if name in curves:
+            absent = f"No {title.lower()} was recorded."
+            lines = named_points(curves.get(name))
+            charts.append(
+                lines_chart(title, lines, compact_text, compact_text, absent=absent, note=note)
+            )
+    return charts
+
+
 def epoch_grid(metrics: Metrics) -> Grid | None:
-    """One row an epoch; that of the best AUC is set apart."""
+    """One row per epoch; that of the best evaluation is set apart."""
     epochs = epochs_of(metrics)
     if not epochs:
         return None
@@ -70,15 +98,39 @@ def epoch_grid(metrics: Metrics) -> Grid | None:
         )
         for place, (epoch, evaluation) in enumerate(zip(epochs, evaluations, strict=True), start=1)
     )
-    aucs = [number(evaluation.get("auc")) for evaluation in evaluations]
-    known = [auc for auc in aucs if auc is not None]
+    best, note = _best_epoch(metrics)
     columns = ("Epoch", "Steps", "Samples", "Time", "Samples / s", "Loss")
     return Grid(
         columns=(*columns, *(f"Loss: {name}" for name in losses), *map(metric_label, names)),
         rows=rows,
-        best=aucs.index(max(known)) if len(known) > 1 else None,
-        note="Set apart: the epoch of the best AUC." if len(known) > 1 else "",
+        best=best,
+        note=note,
     )
+
+
+def _best_epoch(metrics: Metrics) -> tuple[int | None, str]:
+    """The place of the epoch with the best evaluation, and what is said of it.
+
+    The best is by the run's early stop, or by AUC where it has none.
+    """
+    epochs, best = epochs_of(metrics), mapping(metrics.get("best"))
+    numbers = [number(epoch.get("epoch")) for epoch in epochs]
+    if number(best.get("epoch")) in numbers and number(best.get("epoch")) is not None:
+        place, metric = numbers.index(number(best.get("epoch"))), str(best.get("metric"))
+    else:
+        aucs = [number(mapping(epoch.get("eval")).get("auc")) for epoch in epochs]
+        known = [auc for auc in aucs if auc is not None]
+        if len(known) < 2:
+            return None, ""
+        place, metric = aucs.index(max(known)), "auc"
+    note = f"Set apart: the epoch of the best {metric_label(metric)}"
+    model = kept_model(metrics)
+    if not model:
+        return place, f"{note}."
+    if model.get("is_best"):
+        return place, f"{note}, whose model is kept."
+    last = "" if place == len(epochs) - 1 else "; the model kept is that of the last step"
+    return place, f"{note}{last}."
 
 
 def calibration_charts(metrics: Metrics) -> tuple[str, list[Chart]]:
@@ -136,11 +188,10 @@ def _loss_chart(loss: list[Point], epoch_ends: list[float], span: str) -> Chart:
     return Chart(title="Training loss", note=" ".join(filter(None, notes)), svg=svg, is_wide=True)
 
 
-def _evaluation_chart(name: str, curve: list[Point]) -> Chart:
+def _evaluation_chart(name: str, curve: list[Point], why_not: str) -> Chart:
     title = metric_label(name)
     if not curve:
-        absent = f"No {title} was recorded: there was no evaluation data with both labels."
-        return Chart(title=title, absent=absent)
+        return Chart(title=title, absent=f"No {title} was recorded: {why_not}.")
     note = "Held-back data."
     if name != "copc":  # which is best at 1
         best = (min if "loss" in name or name in ("rmse", "mae") else max)(y for _, y in curve)

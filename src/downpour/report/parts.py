@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,38 @@ def evaluation_names(*evaluations: Metrics) -> list[str]:
     """The metrics in evaluations, in their own order, without those told beside another."""
     names = dict.fromkeys(name for evaluation in evaluations for name in evaluation)
     return [str(name) for name in names if name not in ("auc_bucketed", "samples", "seconds")]
+
+
+def row_bytes(table: Metrics) -> float | None:
+    """What a row of a sparse table takes, with its key and its rule's state, on average.
+
+    The table's memory is more: it has the index as well, and is taken in pages.
+    """
+    rows, size = number(table.get("rows")), number(table.get("row_bytes"))
+    if not rows or size is None:
+        return None
+    embedx = (number(table.get(name)) or 0.0 for name in ("embedx_rows", "embedx_bytes"))
+    return size + math.prod(embedx) / rows
+
+
+def why_not_evaluated(metrics: Metrics) -> str:
+    """Why there is no result of an evaluation, to be said after a colon."""
+    settings, stopped = mapping(metrics.get("settings")), str(metrics.get("stopped"))
+    evaluations = [mapping(epoch.get("eval")) for epoch in epochs_of(metrics)]
+    if any(evaluations) or mapping(metrics.get("final")):
+        return "it was not defined, as where all labels are of one class"
+    if "eval_data" in settings and settings["eval_data"] is None and not settings.get("evaluate"):
+        return "the run has no evaluation data"
+    if stopped == "interrupted":
+        return "the run was interrupted before its first evaluation"
+    if stopped.startswith("failed"):
+        return "the run failed before its first evaluation"
+    return "there was no evaluation"
+
+
+def kept_model(metrics: Metrics) -> Metrics:
+    """What metrics.json says of the model in the folder, if it is this run's."""
+    return mapping(metrics.get("model"))
 
 
 def metric_label(name: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from downpour.report.charts import SERIES, WIDE, Line, curve_chart
+from downpour.report.charts import WIDE, Line, curve_chart
+from downpour.report.lines import MAX_LINES, lines_chart, named_points
 from downpour.report.parts import (
     Chart,
     Grid,
@@ -13,11 +12,11 @@ from downpour.report.parts import (
     epoch_total,
     mappings,
     phase_seconds,
+    row_bytes,
     tables_of,
 )
 from downpour.report.values import (
     NOTHING,
-    Point,
     bytes_text,
     compact_text,
     count_text,
@@ -31,26 +30,24 @@ from downpour.report.values import (
 )
 from downpour.sizes import bytes_unit
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-MAX_LINES = len(SERIES)
+NO_GROWTH = "No growth was recorded."
 
 
 def growth_charts(metrics: Metrics) -> list[Chart]:
     """Rows and memory of each table over the run."""
     curves = mapping(metrics.get("curves"))
-    rows, memory = _named_points(curves.get("rows")), _named_points(curves.get("bytes"))
+    rows, memory = named_points(curves.get("rows")), named_points(curves.get("bytes"))
     largest = max((y for line in memory.values() for _, y in line), default=0)
     size, unit = bytes_unit(largest)
     scaled = {name: [(x, y / size) for x, y in line] for name, line in memory.items()}
     return [
-        _growth_chart("Rows", rows, count_text, compact_text),
-        _growth_chart(
+        lines_chart("Rows", rows, count_text, compact_text, absent=NO_GROWTH),
+        lines_chart(
             f"Memory, {unit}" if memory else "Memory",
             scaled,
             lambda value: bytes_text(value * size),
             lambda value: f"{value:.3g}",
+            absent=NO_GROWTH,
         ),
     ]
 
@@ -71,17 +68,18 @@ def table_grid(metrics: Metrics) -> Grid | None:
                 count_text(size),
                 count_text(number(table.get("size"))),
                 bytes_text(memory),
-                bytes_text(ratio(memory, size)),
+                bytes_text(row_bytes(table)),
                 percent_text(load),
                 count_text(growths),
             )
         )
     columns = ("Table", "Kind", "Rows", "Values", "Memory", "Per row", "Index load", "Growths")
-    return Grid(columns=columns, rows=tuple(rows))
+    note = "Per row: key, weights and the rule's state. Memory has the index too, and whole pages."
+    return Grid(columns=columns, rows=tuple(rows), note=note)
 
 
 def feature_grid(metrics: Metrics) -> Grid | None:
-    """One row a feature: how many keys it brought, how many different ones, how many a sample."""
+    """One row per feature: its keys, about how many different ones, and how many per sample."""
     features = mappings(metrics.get("features"))
     if not features:
         return None
@@ -94,7 +92,7 @@ def feature_grid(metrics: Metrics) -> Grid | None:
             (
                 name,
                 count_text(keys),
-                count_text(unique),
+                count_text(unique) if unique is None else f"about {count_text(unique)}",
                 count_text(times),
                 NOTHING if per_sample is None else f"{per_sample:.2f}",
             )
@@ -151,31 +149,3 @@ def staleness_text(metrics: Metrics) -> str:
     if most == 0:
         return "No pulled row was stale: each step read what the step before had written."
     return f"Pulled rows lagged {mean:.2f} steps on average, {plural(most, 'step')} at most."
-
-
-def _growth_chart(
-    title: str,
-    lines: dict[str, list[Point]],
-    legend_text: Callable[[float], str],
-    end_text: Callable[[float], str],
-) -> Chart:
-    """The largest tables' growth."""
-    if not lines:
-        return Chart(title=title, absent="No growth was recorded.")
-    largest = sorted(lines.items(), key=lambda item: item[1][-1][1], reverse=True)[:MAX_LINES]
-    svg = curve_chart(
-        f"{title} over steps",
-        [Line(points=line, color=color) for color, (_, line) in enumerate(largest)],
-        x_label="step",
-        from_zero=True,
-        end_text=end_text if len(lines) == 1 else None,
-    )
-    note = f"The {MAX_LINES} largest of {len(lines)} tables." if len(lines) > MAX_LINES else ""
-    legend = tuple((name, legend_text(line[-1][1])) for name, line in largest)
-    return Chart(title=title, note=note, svg=svg, legend=legend)
-
-
-def _named_points(value: object) -> dict[str, list[Point]]:
-    """The named curves that have points."""
-    lines = {str(name): points(line) for name, line in mapping(value).items()}
-    return {name: line for name, line in lines.items() if line}

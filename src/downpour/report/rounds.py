@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from downpour.report.charts import Line, curve_chart
-from downpour.report.parts import Chart, Grid, Metrics, metric_label
+from downpour.report.parts import (
+    Chart,
+    Grid,
+    Metrics,
+    kept_model,
+    metric_label,
+    why_not_evaluated,
+)
 from downpour.report.values import (
     NOTHING,
     Point,
@@ -53,14 +60,14 @@ def lead(metrics: Metrics) -> str:
 
 
 def round_grid(metrics: Metrics) -> Grid | None:
-    """One row a round; that of the best AUC is set apart, and those not counted are marked."""
+    """One row per round; the best one is set apart, and those not counted are marked."""
     rounds = rounds_of(metrics)
     if not rounds:
         return None
-    best = _best_round(rounds)
+    best, said = _set_apart(metrics, rounds)
     has_uncounted = not all(map(_is_counted, rounds))
     notes = [
-        "" if best is None else "Set apart: the round of the best AUC.",
+        said,
         NOT_COUNTED if has_uncounted else "",
         BYTES_NOTE,
     ]
@@ -79,7 +86,7 @@ def round_grid(metrics: Metrics) -> Grid | None:
 def round_charts(metrics: Metrics) -> list[Chart]:
     """AUC and bytes sent, by round."""
     rounds = rounds_of(metrics)
-    return [_auc_chart(rounds), _sent_chart(rounds)]
+    return [_auc_chart(rounds, why_not_evaluated(metrics)), _sent_chart(rounds)]
 
 
 def dropped_clients(metrics: Metrics) -> list[str]:
@@ -106,12 +113,11 @@ def _row(each: Metrics, place: int) -> tuple[str, ...]:
     )
 
 
-def _auc_chart(rounds: list[Metrics]) -> Chart:
+def _auc_chart(rounds: list[Metrics], why_not: str) -> Chart:
     title = "AUC by round"
     curve = _points(rounds, "auc")
     if not curve:
-        absent = "No AUC by round was recorded: there was no evaluation data with both labels."
-        return Chart(title=title, absent=absent)
+        return Chart(title=title, absent=f"No {title} was recorded: {why_not}.")
     note, best = "Held-back data.", _best_round(rounds)
     if best is not None:
         auc = score_text(number(rounds[best].get("auc")))
@@ -134,6 +140,17 @@ def _sent_chart(rounds: list[Metrics]) -> Chart:
     )
     note = "By all clients heard from, together."
     return Chart(title=f"Sent by round, {unit}", note=note, svg=svg)
+
+
+def _set_apart(metrics: Metrics, rounds: list[Metrics]) -> tuple[int | None, str]:
+    """The place of the best round, and what is said of it: by the early stop, or else by AUC."""
+    best, kept = mapping(metrics.get("best")), kept_model(metrics).get("is_best")
+    epoch = number(best.get("epoch"))  # a round is an epoch of its run
+    if epoch is not None and 1 <= epoch <= len(rounds):
+        what = f"Set apart: the round of the best {metric_label(str(best.get('metric')))}"
+        return int(epoch) - 1, f"{what}{', whose model is kept' if kept else ''}."
+    place = _best_round(rounds)
+    return place, "" if place is None else "Set apart: the round of the best AUC."
 
 
 def _best_round(rounds: list[Metrics]) -> int | None:

@@ -8,7 +8,9 @@ from downpour.report.parts import (
     epoch_total,
     epochs_of,
     evaluation_names,
+    kept_model,
     metric_label,
+    row_bytes,
     tables_of,
 )
 from downpour.report.rounds import rounds_of, span_name
@@ -28,7 +30,7 @@ from downpour.report.values import (
 STOPPED = {
     "finished": ("Finished", "Trained to its end in {time}"),
     "early_stop": ("Early stop", "Stopped after {time}, as evaluation no longer improved"),
-    "interrupted": ("Interrupted", "Interrupted after {time}; what was trained is kept"),
+    "interrupted": ("Interrupted", "Interrupted after {time}"),
 }
 FAILED = "failed: "
 
@@ -42,12 +44,29 @@ def status(metrics: Metrics) -> tuple[str, str]:
         word, how, why = "Failed", "Failed after {time}", f" {stopped.removeprefix(FAILED)}"
     name, spans = span_name(metrics), rounds_of(metrics) or epochs_of(metrics)
     if not spans:
-        return word, f"Not one {name} was finished.{why}"
+        return word, " ".join(filter(None, [f"Not one {name} was finished.{why}", _kept(metrics)]))
+    kept = _kept(metrics)
+    if stopped == "interrupted" and not kept:
+        how += "; what was trained is kept"
     steps, samples, seconds = (
         epoch_total(metrics, name) for name in ("steps", "samples", "seconds")
     )
     sizes = f"{plural(len(spans), name)}, {plural(steps, 'step')}, {plural(samples, 'sample')}"
-    return word, f"{how.format(time=seconds_text(seconds))}: {sizes}.{why}"
+    told = f"{how.format(time=seconds_text(seconds))}: {sizes}.{why}"
+    return word, " ".join(filter(None, [told, kept]))
+
+
+def _kept(metrics: Metrics) -> str:
+    """Which model the folder has, where it is not that of the run's end."""
+    model, best = kept_model(metrics), mapping(metrics.get("best"))
+    if "model" in metrics and not model:
+        earlier = "; model/ is that of an earlier run" if metrics.get("has_earlier_model") else ""
+        return f"No model of this run was saved{earlier}."
+    if not model.get("is_best"):
+        return ""
+    step, epoch = (count_text(number(model.get(name))) for name in ("step", "epoch"))
+    value = f"{metric_label(str(best.get('metric')))} {score_text(number(best.get('value')))}"
+    return f"Its model is that of the best evaluation: {value} after step {step}, epoch {epoch}."
 
 
 def key_figures(metrics: Metrics) -> list[KeyFigure]:
@@ -55,7 +74,8 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
     tables = tables_of(metrics)
     sparse = [table for table in tables.values() if number(table.get("rows")) is not None]
     rows = total([number(table.get("rows")) for table in sparse])
-    row_bytes = ratio(total([number(table.get("bytes")) for table in sparse]), rows)
+    known = [(number(table.get("rows")), row_bytes(table)) for table in sparse]
+    each = ratio(total([size * num for num, size in known if num and size]), rows)
     memory = total([number(table.get("bytes")) for table in tables.values()])
     step_seconds = ratio(epoch_total(metrics, "seconds"), epoch_total(metrics, "steps"))
     return [
@@ -68,7 +88,7 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
         KeyFigure(
             label="Rows",
             value=count_text(rows) if rows is None or rows < 1e7 else compact_text(rows),
-            note=f"{bytes_text(row_bytes)} each" if row_bytes else "",
+            note=f"{bytes_text(each)} each" if each else "",
         ),
         KeyFigure(
             label="Table memory",
@@ -79,7 +99,7 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
 
 
 def evaluation_figures(final: Metrics) -> list[KeyFigure]:
-    """The first three metrics of the last evaluation; a click model's where there was none."""
+    """The first three metrics of the final evaluation; a click model's where there was none."""
     notes = {"auc": _auc_note, "logloss": _logloss_note, "copc": _copc_note}
     names = evaluation_names(final)
     if "rmse" in names:  # labels other than 0 and 1, for which some are not defined

@@ -204,7 +204,12 @@ class CtrTable(KeyedTable):
         """Rows and memory, of this moment."""
         stats, num_embedx = super().stats(), self._num_embedx
         num_bytes = stats.arena_bytes + self._embedx.touched_bytes(num_embedx)
-        return replace(stats, arena_bytes=num_bytes, embedx_rows=num_embedx)
+        return replace(
+            stats,
+            arena_bytes=num_bytes,
+            embedx_rows=num_embedx,
+            embedx_bytes=self._embedx.layout.num_bytes,
+        )
 
     def _views(
         self, scratch: np.ndarray, embedx_scratch: np.ndarray

@@ -13,7 +13,7 @@ class TableStats:
     `row_bytes` is of one row, its key included; `arena_bytes` of the memory for all, in pages of
     2 MB; `index_bytes` of the index, an old and a new part while it grows; `load` the share of the
     index's entries in use; `growths` how often the index has doubled. Of a CTR table `row_bytes` is
-    a row's without embedx, and `embedx_rows` have one.
+    a row's without embedx, which takes `embedx_bytes`, and `embedx_rows` have one.
     """
 
     rows: int
@@ -23,6 +23,7 @@ class TableStats:
     load: float
     growths: int
     embedx_rows: int = 0
+    embedx_bytes: int = 0
 
     @property
     def bytes(self) -> int:
