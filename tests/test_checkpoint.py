@@ -14,7 +14,9 @@ import torch
 
 import downpour as dp
 from downpour import checkpoint, row_batches
+from downpour.manifest import sealed
 from downpour.train import Trainer
+from tests.damage import unsealed
 from tests.small_runs import Net, click, frame, small_run
 
 DECAYING = dp.DownpourSGD(
@@ -250,9 +252,10 @@ def test_a_file_that_is_not_as_written_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 2}', "format 2, this Downpour reads format 1; use the version"),
+        ('{"format": 3}', "format 3, this Downpour reads format 2; use the version"),
         ("{}", "format None"),
-        ('{"format": 1}', "lacks folder, sparse, dense, files"),
+        ('{"format": 2}', "its checksum is not that of what it says"),
+        (sealed({}), "lacks 'folder': it was damaged"),
         ("[1]", "must hold a JSON object, got a list"),
         ('{"format": 1, "fol', "is no JSON"),
         ("", "is no JSON"),
@@ -269,7 +272,7 @@ def test_a_manifest_of_another_number_of_rows_is_refused(tmp_path: Path) -> None
     save(tmp_path, trainer)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["sparse"]["embedding"]["rows"] += 1
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(sealed(unsealed(manifest)))
     with pytest.raises(dp.SavedRunError, match="has 50 rows, its manifest says 51"):
         restored(tmp_path, trainer)
 

@@ -14,12 +14,14 @@ from safetensors.numpy import load_file
 
 from downpour.deployment import Deployment
 from downpour.errors import RefusedError, SavedRunError
+from downpour.manifest import sealed
 from downpour.plan.sections import Sections
 from downpour.serving import shard_files
 from downpour.serving.hosted import Hosted
 from downpour.serving.shard_files import load_shard, read_manifest, save_shard, shard_folder
 from downpour.tables import shard_of
 from tests.ctr_tables import some_keys, some_pushes
+from tests.damage import unsealed
 from tests.staged import bits, block, grads, plan
 
 if TYPE_CHECKING:
@@ -111,8 +113,9 @@ def test_the_manifest_says_whose_shard_it_is(tmp_path: Path) -> None:
     own = trained(1, 3)
     manifest = json.loads((saved(tmp_path, own) / "manifest.json").read_text())
     files, sparse, dense = (manifest.pop(name) for name in ("files", "sparse", "dense"))
+    assert len(manifest.pop("checksum")) == 64
     assert manifest == {
-        "format": 1,
+        "format": 2,
         "incarnation": 77,
         "fingerprint": own.deployment.fingerprint,
         "shard": 1,
@@ -245,11 +248,12 @@ def test_damaged_files_are_named(
     ("text", "message"),
     [
         ("{", r"manifest.json is no JSON"),
-        ("[]", r"has format None, this Downpour reads format 1"),
-        ('{"format": 2}', r"has format 2, .* use the version of Downpour that wrote it"),
-        ('{"format": 1}', r"lacks fingerprint, shard, num_shards, sparse, dense, files: it was"),
+        ("[]", r"must hold a JSON object, got a list"),
+        ('{"format": 3}', r"has format 3, .* use the version of Downpour that wrote it"),
+        ('{"format": 2}', r"was damaged: its checksum is not that of what it says"),
+        (sealed({}), r"lacks 'fingerprint': it was damaged"),
     ],
-    ids=["no JSON", "no object", "newer", "empty"],
+    ids=["no JSON", "no object", "newer", "no checksum", "empty"],
 )
 def test_damaged_manifests_are_refused(text: str, message: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, trained())
@@ -291,8 +295,8 @@ def test_keys_of_another_shard_are_refused(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     moved = shard_folder(tmp_path, "tuesday", hosted(1, 2))
     shutil.copytree(folder, moved)
-    (moved / "manifest.json").write_text(json.dumps({**manifest, "shard": 1}))
-    with pytest.raises(ValueError, match=r"belongs to shard 0, this is shard 1"):
+    (moved / "manifest.json").write_text(sealed({**unsealed(manifest), "shard": 1}))
+    with pytest.raises(SavedRunError, match=r"belongs to shard 0, this is shard 1"):
         load_shard(moved, hosted(1, 2))
 
 

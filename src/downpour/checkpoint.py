@@ -7,8 +7,8 @@ before whole.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from downpour.disk import fingerprint, read_rows_file, sync, write_rows
+from downpour.disk import fingerprint, finite_rows, read_rows_file, sync, write_rows
 from downpour.errors import SavedRunError
+from downpour.manifest import (
+    TABLES,
+    is_texts,
+    read_sealed,
+    reading,
+    require_files,
+    require_tables,
+    sealed,
+)
 from downpour.plan.specs import plan_name
 from downpour.transport import DenseState
 
@@ -27,12 +36,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from downpour.client import Client
+    from downpour.manifest import Check
     from downpour.plan.plan import Plan
     from downpour.plan.specs import SparseTableSpec
+    from downpour.transport import Keys
 
-FORMAT = 1
 MANIFEST, DENSE, MODEL = "manifest.json", "dense.safetensors", "model.pickle"
-CONTENT = ("folder", "sparse", "dense", "files", "import_paths", "schema")
+CONTENT: dict[str, tuple[str, Check]] = {
+    "folder": ("the name of a folder beside it, save-...", lambda it: _is_folder(it)),
+    **TABLES,
+    "import_paths": ("a list of folders", is_texts),
+    "schema": ("a schema or null", lambda it: it is None or isinstance(it, dict)),
+}
 
 
 def save(
@@ -52,10 +67,9 @@ def save(
         tables = {spec.name: _write_rows(data, spec, client) for spec in client.plan.sparse}
         dense = {spec.name: client.export_dense(spec.name) for spec in client.plan.dense}
         (data / MODEL).write_bytes(pickled)
-        save_file(_tensors(client.plan, model, dense), data / DENSE)
+        save_file(model_tensors(client.plan, model, dense), data / DENSE)
         shutil.copymode(data / MODEL, data / DENSE)  # safetensors keeps others from reading it
         manifest = {
-            "format": FORMAT,
             "folder": data.name,
             "sparse": tables,
             "dense": {
@@ -67,7 +81,7 @@ def save(
         }
         for path in (*data.iterdir(), data):
             sync(path)
-        write_whole(folder / MANIFEST, json.dumps(manifest, indent=2))
+        write_whole(folder / MANIFEST, sealed(manifest))
     except BaseException:
         if not _is_named(folder / MANIFEST, data):
             shutil.rmtree(data, ignore_errors=True)
@@ -92,69 +106,82 @@ def write_whole(path: Path, text: str) -> None:
 def read_manifest(folder: Path) -> tuple[dict[str, Any], Path]:
     """The manifest of a saved model and the folder of its data, every file checked.
 
-    Raises SavedRunError: nothing saved, a newer format, a file that is missing or was changed.
+    Raises SavedRunError: nothing saved, another format, a file that is missing or was changed.
     """
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_sealed(path, CONTENT)
     except (FileNotFoundError, NotADirectoryError):
         raise SavedRunError(
             f"{folder} holds no trained model ({MANIFEST} is missing); give the folder that "
             "`downpour train` named in its last line"
         ) from None
-    except ValueError as error:
-        raise SavedRunError(f"{path} is no JSON ({error}): it was damaged") from None
-    if not isinstance(manifest, dict):
-        raise SavedRunError(f"{path} must hold a JSON object, got a {type(manifest).__name__}")
-    if manifest.get("format") != FORMAT:
-        raise SavedRunError(
-            f"{path} has format {manifest.get('format')!r}, this Downpour reads format {FORMAT}; "
-            "use the version of Downpour that wrote it, or a newer one"
-        )
-    lacking = [name for name in CONTENT if name not in manifest]
-    if lacking:
-        raise SavedRunError(f"{path} lacks {', '.join(lacking)}: it was damaged")
+    require_files(path, manifest, DENSE, MODEL)
     data = folder / str(manifest["folder"])
     for name, written in manifest["files"].items():
-        if not (data / name).is_file():
-            raise SavedRunError(f"{data / name} is missing")
-        found = fingerprint(data / name)
-        if found != written:
-            raise SavedRunError(
-                f"{data / name} was damaged: it has {found['bytes']} bytes of sha256 "
-                f"{found['sha256'][:12]}..., written were {written['bytes']} of "
-                f"{written['sha256'][:12]}..."
-            )
+        _require_whole(data / name, written)
     return manifest, data
 
 
-def restore(manifest: Mapping[str, Any], data: Path, client: Client) -> None:
-    """Fill the empty tables of `client`."""
-    for spec in client.plan.sparse:
-        client.restore(spec.name, read_rows_file(data, spec, manifest["sparse"][spec.name]))
+def _require_whole(path: Path, written: Mapping[str, Any]) -> None:
+    """Raise SavedRunError for a file that is not as it was written."""
+    if not path.is_file():
+        raise SavedRunError(f"{path} is missing")
+    with reading(path):
+        found = fingerprint(path)
+    if found != {name: written[name] for name in found}:
+        raise SavedRunError(
+            f"{path} was damaged: it has {found['bytes']} bytes of sha256 "
+            f"{found['sha256'][:12]}..., written were {written['bytes']} of "
+            f"{written['sha256'][:12]}..."
+        )
+
+
+def restore(manifest: Mapping[str, Any], data: Path, client: Client) -> dict[str, Keys]:
+    """Fill the empty tables of `client`; by table, the keys whose rows were left out.
+
+    Those are rows that hold NaN or infinity. Raises SavedRunError for what is not of these tables.
+    """
+    plan, path = client.plan, data.parent / MANIFEST
+    require_tables(path, manifest, "sparse", [spec.name for spec in plan.sparse])
+    require_tables(path, manifest, "dense", [block.name for block in plan.dense])
+    left_out = {}
+    for spec in plan.sparse:
+        saved = manifest["sparse"][spec.name]
+        rows, keys = finite_rows(read_rows_file(data, spec, saved))
+        with reading(data / saved["file"]):
+            client.restore(spec.name, rows)
+        if len(keys):
+            left_out[spec.name] = keys
     tensors = load_tensors(data)
-    for block in client.plan.dense:
+    for block in plan.dense:
         saved = manifest["dense"][block.name]
         names = [section.name for section in block.sections]
-        weights = [tensors[f"parameter/{name}"].numpy().reshape(-1) for name in names]
-        state = DenseState(
-            np.concatenate(weights),
-            {name: tensors[f"state/{name}"].numpy() for name in names},
-            saved["updates"],
-            saved["step"],
-        )
-        client.restore_dense(block.name, state)
+        with reading(data / DENSE):
+            weights = [tensors[f"parameter/{name}"].numpy().reshape(-1) for name in names]
+            state = DenseState(
+                np.concatenate(weights),
+                {name: tensors[f"state/{name}"].numpy() for name in names},
+                saved["updates"],
+                saved["step"],
+            )
+            client.restore_dense(block.name, state)
+    return left_out
 
 
 def load_tensors(data: Path) -> dict[str, torch.Tensor]:
     """Parameters, buffers and rule state by `parameter/NAME`, `buffer/NAME` and `state/NAME`."""
-    return load_file(data / DENSE)
+    with reading(data / DENSE):
+        return load_file(data / DENSE)
 
 
-def _tensors(
+def model_tensors(
     plan: Plan, model: torch.nn.Module, dense: Mapping[str, DenseState]
 ) -> dict[str, torch.Tensor]:
-    """All that is not in rows. Parameters that no loss reaches are the model's own."""
+    """Copies of all that is not in rows, by the names of `load_tensors`.
+
+    Parameters that no loss reaches are the model's own.
+    """
     parts = {f"parameter/{plan_name(name)}": p.detach() for name, p in model.named_parameters()}
     parts |= {f"buffer/{plan_name(name)}": value for name, value in model.named_buffers()}
     for spec in plan.dense:
@@ -174,6 +201,10 @@ def _write_rows(data: Path, spec: SparseTableSpec, client: Client) -> dict[str, 
         "rule": "; ".join(map(repr, spec.accessor.rules)),
         "features": {feature.name: feature.space for feature in spec.features},
     }
+
+
+def _is_folder(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"save-[0-9a-z]+", value) is not None
 
 
 def _is_named(manifest: Path, data: Path) -> bool:

@@ -331,9 +331,15 @@ def _load(target: str) -> Run:
 def _open(
     run_dir: Path, files: tuple[str, ...], batch_size: int, *, labels: bool
 ) -> tuple[SavedRun, Iterator[Any]]:
+    import warnings
+
     from downpour.saved import load
 
-    saved = load(run_dir)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        saved = load(run_dir)
+    for warning in told:
+        click.echo(f"Warning: {warning.message}", err=True)
     return saved, saved.files(files, batch_size=batch_size, labels=labels).batches()
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
 from downpour.errors import SavedRunError
+from downpour.manifest import reading
 from downpour.row_batches import read_rows, row_batches, rows_schema
+from downpour.tables.batches import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from downpour.plan.specs import SparseTableSpec
-    from downpour.transport import SparseState
+    from downpour.transport import Keys, SparseState
 
 
 def write_rows(folder: Path, spec: SparseTableSpec, rows: SparseState) -> dict[str, Any]:
@@ -31,13 +35,34 @@ def write_rows(folder: Path, spec: SparseTableSpec, rows: SparseState) -> dict[s
 
 
 def read_rows_file(folder: Path, spec: SparseTableSpec, saved: Mapping[str, Any]) -> SparseState:
-    """The rows that `write_rows` wrote. SavedRunError where their number is another."""
-    table = parquet.read_table(folder / saved["file"])
+    """The rows that `write_rows` wrote. SavedRunError for a file that has others, or is damaged."""
+    path = folder / saved["file"]
+    with reading(path):
+        table = parquet.read_table(path)
     if table.num_rows != saved["rows"]:
         raise SavedRunError(
             f"{folder / saved['file']} has {table.num_rows} rows, its manifest says {saved['rows']}"
         )
-    return read_rows(spec, table, step=saved["step"], log_decay=saved["log_decay"])
+    with reading(path):
+        return read_rows(spec, table, step=saved["step"], log_decay=saved["log_decay"])
+
+
+def finite_rows(rows: SparseState) -> tuple[SparseState, Keys]:
+    """Rows without those that hold NaN or infinity, and the keys of those."""
+    parts = [rows.weights, rows.state]
+    if rows.statistics is not None:
+        parts += [rows.statistics[name][:, None] for name in ("show", "click", "delta_score")]
+    if all(is_finite(part) for part in parts):
+        return rows, rows.keys[:0]
+    good = np.all([np.isfinite(part).all(axis=1) for part in parts], axis=0)
+    kept = replace(
+        rows,
+        keys=rows.keys[good],
+        weights=rows.weights[good],
+        state=rows.state[good],
+        statistics=None if rows.statistics is None else rows.statistics[good],
+    )
+    return kept, rows.keys[~good]
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +22,10 @@ from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
 from downpour.local_path import local_path
 from downpour.loss_errors import explained
+from downpour.hashing import mix, space_salt
+from downpour.manifest import reading
 from downpour.model_tables import note_trained
+from downpour.plan.plan import Plan
 from downpour.plan.specs import plan_name
 from downpour.target import add_import_path
 from downpour.transfer import HOST, checked_device
@@ -32,8 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from downpour.features import Batch
-    from downpour.plan.plan import Plan
     from downpour.run import Predict, Run
+    from downpour.transport import Keys
 
 MODEL_FOLDER = "model"
 UNINITIALIZED = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
@@ -159,7 +164,8 @@ def load(run_dir: str | Path, *, device: str | torch.device = HOST) -> SavedRun:
     The model is unpickled, which runs code that the folder names: load only runs you trust. The
     file that defines the model must be where it was, or importable.
 
-    Raises SavedRunError: no model there, a newer format, damaged files, a model's file not found.
+    Rows that hold NaN or infinity are left out, and a warning names them. Raises SavedRunError: no
+    model there, another format, damaged files, a model's file not found.
     """
     where = checked_device("load: device", device)
     run_dir = local_path(run_dir, "load")
@@ -167,9 +173,39 @@ def load(run_dir: str | Path, *, device: str | torch.device = HOST) -> SavedRun:
     manifest, data = checkpoint.read_manifest(folder)
     for path in manifest["import_paths"]:
         add_import_path(Path(path))
+    content = _unpickled(run_dir, manifest, data)
+    with reading(data / checkpoint.MODEL):  # a pickle may be half of what it was
+        client = embedded(content["plan"])
+        _ = [*content["model"].parameters(), *content["model"].buffers()]
+    left_out = checkpoint.restore(manifest, data, client)
+    model: torch.nn.Module = content["model"].to(where)
+    with reading(data / checkpoint.MODEL):
+        worker = Worker(content["plan"], model, client, device=where)
+    note_trained(model, client)
+    for table, keys in left_out.items():
+        rows = manifest["sparse"][table]["rows"]
+        warnings.warn(_told_left_out(run_dir, client, table, keys, rows), stacklevel=2)
+    schema = manifest["schema"]
+    with reading(data.parent / checkpoint.MANIFEST):
+        own_schema = None if schema is None else Schema.from_dict(schema)
+    return SavedRun(
+        model=model,
+        client=client,
+        worker=worker,
+        predict_with=content["predict"],
+        label=content["label"],
+        schema=own_schema,
+        text=manifest.get("text", {}),
+        left_out=left_out,
+    )
+
+
+def _unpickled(run_dir: str | Path, manifest: Mapping[str, Any], data: Path) -> dict[str, Any]:
+    """The model, how to predict with it, and its plan."""
+    tensors = checkpoint.load_tensors(data)
     try:
         with (data / checkpoint.MODEL).open("rb") as file:
-            unpickler = _Unpickler(file, checkpoint.load_tensors(data))
+            unpickler = _Unpickler(file, tensors)
             content = unpickler.load()
     except (ImportError, AttributeError) as error:
         way_out = (
@@ -180,22 +216,39 @@ def load(run_dir: str | Path, *, device: str | torch.device = HOST) -> SavedRun:
             f"{', '.join(manifest['import_paths']) or 'PYTHONPATH'}; put it there or on PYTHONPATH"
         )
         raise SavedRunError(f"{run_dir}: the model cannot be made: {error}. {way_out}") from error
+    except Exception as error:
+        raise SavedRunError(
+            f"{data / checkpoint.MODEL}: the model cannot be made ({type(error).__name__}: "
+            f"{error!s:.300}): the file was damaged, or the model's class has changed since"
+        ) from error
+    kinds: dict[str, Any] = {
+        "model": torch.nn.Module,
+        "plan": Plan,
+        "predict": Callable,
+        "label": (str, NoneType),
+    }
+    if not isinstance(content, dict) or any(
+        name not in content or not isinstance(content[name], kind) for name, kind in kinds.items()
+    ):
+        raise SavedRunError(f"{data / checkpoint.MODEL} holds no model with its plan")
     for name in unpickler.modules:
         _require_own(name, manifest["import_paths"], run_dir)
-    client = embedded(content["plan"])
-    checkpoint.restore(manifest, data, client)
-    schema = manifest["schema"]
-    model: torch.nn.Module = content["model"].to(where)
-    worker = Worker(content["plan"], model, client, device=where)
-    note_trained(model, client)
-    return SavedRun(
-        model=model,
-        client=client,
-        worker=worker,
-        predict_with=content["predict"],
-        label=content["label"],
-        schema=None if schema is None else Schema.from_dict(schema),
-        text=manifest.get("text", {}),
+    return content
+
+
+def _told_left_out(run_dir: str | Path, client: Client, table: str, keys: Keys, rows: int) -> str:
+    """Which rows were left out, by ids where the table has one id space."""
+    features = client.plan.sparse_table(table).features
+    spaces = {feature.space for feature in features}
+    what, shown = "keys", keys[:10]
+    if len(spaces) == 1:
+        what, space = f"ids of {features[0].name}", spaces.pop()
+        shown = shown if space is None else mix(shown, space_salt(space))
+    more = ", ..." if len(keys) > len(shown) else ""
+    return (
+        f"{run_dir}: {len(keys):,} of {rows:,} rows of table {table!r} hold NaN or infinity "
+        f"({what} {', '.join(map(str, shown.tolist()))}{more}); they are left out: those ids have "
+        "their initial rows, as ids that were never trained on"
     )
 
 
@@ -205,7 +258,8 @@ class SavedRun:
 
     `model` reads its rows from `client`'s tables; an id that was never trained on has its initial
     row. `schema` reads files and frames as the training data was read; None for a Source that has
-    none. `text`: settings of `Files` that its files were read with.
+    none. `text`: settings of `Files` that its files were read with. `left_out`: by table, the
+    stored keys [n] of rows that held NaN or infinity and were left out.
     """
 
     model: torch.nn.Module
@@ -215,6 +269,7 @@ class SavedRun:
     label: str | None
     schema: Schema | None
     text: Mapping[str, Any]
+    left_out: Mapping[str, Keys]
 
     def predict(self, batch: Batch) -> np.ndarray[Any, Any]:
         """The scores [batch] of a batch."""

@@ -6,7 +6,7 @@ when all of it is on the disk, so that a crash leaves nothing half under the nam
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import secrets
 import shutil
@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from downpour.disk import fingerprint, read_rows_file, sync, write_rows
+from downpour.disk import fingerprint, finite_rows, read_rows_file, sync, write_rows
 from downpour.errors import RefusedError, SavedRunError
+from downpour.manifest import (
+    TABLES,
+    is_count,
+    read_sealed,
+    reading,
+    require_files,
+    require_tables,
+    sealed,
+)
 from downpour.transport import DenseState
 
 if TYPE_CHECKING:
@@ -24,12 +33,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from downpour.manifest import Check
     from downpour.server import Server
     from downpour.serving.hosted import Hosted
 
-FORMAT = 1
+LOG = logging.getLogger("downpour.server")
 MANIFEST, DENSE = "manifest.json", "dense.safetensors"
-CONTENT = ("fingerprint", "shard", "num_shards", "sparse", "dense", "files")
+CONTENT: dict[str, tuple[str, Check]] = {
+    "fingerprint": ("a text", lambda it: isinstance(it, str)),
+    "shard": ("a whole number >= 0", is_count),
+    "num_shards": ("a whole number >= 0", is_count),
+    **TABLES,
+}
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
 
@@ -78,31 +93,23 @@ def save_shard(folder: Path, hosted: Hosted, incarnation: int) -> None:
 def read_manifest(folder: Path, hosted: Hosted) -> dict[str, Any]:
     """The manifest of a saved shard, that of this shard of these tables.
 
-    Raises SavedRunError where it is missing, damaged or of a newer format, and RefusedError for
+    Raises SavedRunError where it is missing, damaged or of another format, and RefusedError for
     other tables.
     """
     path = folder / MANIFEST
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_sealed(path, CONTENT)
     except (FileNotFoundError, NotADirectoryError):
         raise SavedRunError(_lacks(folder)) from None
-    except ValueError as error:
-        raise SavedRunError(f"{path} is no JSON ({error}): it was damaged") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise SavedRunError(
-            f"{path} has format {found!r:.40}, this Downpour reads format {FORMAT}; use the "
-            "version of Downpour that wrote it, or a newer one"
-        )
-    if lacking := [name for name in CONTENT if name not in manifest]:
-        raise SavedRunError(f"{path} lacks {', '.join(lacking)}: it was damaged")
     own = hosted.deployment.fingerprint, hosted.shard, hosted.deployment.num_shards
     if (manifest["fingerprint"], manifest["shard"], manifest["num_shards"]) != own:
         raise RefusedError(
             f"{folder} has shard {manifest['shard']} of {manifest['num_shards']} of the tables "
-            f"{str(manifest['fingerprint'])[:12]}, this is shard {own[1]} of {own[2]} of the "
+            f"{manifest['fingerprint'][:12]}, this is shard {own[1]} of {own[2]} of the "
             f"tables {own[0][:12]}; plan with the same model, losses, data and settings"
         )
+    require_files(path, manifest, DENSE)
+    require_tables(path, manifest, "sparse", [*hosted.server.sparse])
     for name, written in manifest["files"].items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != written["bytes"]:
@@ -110,30 +117,41 @@ def read_manifest(folder: Path, hosted: Hosted) -> dict[str, Any]:
                 f"{folder / name} was damaged: it has {size or 0} bytes, written were "
                 f"{written['bytes']}"
             )
-    return dict(manifest)
+    return manifest
 
 
 def load_shard(folder: Path, hosted: Hosted) -> Server:
     """The tables of a saved shard, as a server of their own.
 
-    Raises as `read_manifest` does, and SavedRunError for a file that was changed.
+    Rows that hold NaN or infinity are left out, and logged. Raises as `read_manifest` does, and
+    SavedRunError for a file that was changed.
     """
     manifest = read_manifest(folder, hosted)
     for name, written in manifest["files"].items():
-        if fingerprint(folder / name) != written:
+        with reading(folder / name):
+            found = fingerprint(folder / name)
+        if found != {it: written[it] for it in found}:
             raise SavedRunError(f"{folder / name} was damaged: it has another sha256 than written")
     server = hosted.new_server()
     for spec in hosted.deployment.plan.sparse:
-        state = read_rows_file(folder, spec, manifest["sparse"][spec.name])
-        hosted.check_own(state.keys)
-        server.restore(spec.name, state)
-    tensors = load_file(folder / DENSE)
-    for name, saved in manifest["dense"].items():
-        parts = list(server.dense[name].sections)
-        weights = [tensors[f"parameter/{name}/{part}"].reshape(-1) for part in parts]
-        state_of = {part: tensors[f"state/{name}/{part}"] for part in parts}
-        flat = np.concatenate(weights)
-        server.restore_dense(name, DenseState(flat, state_of, saved["updates"], saved["step"]))
+        saved = manifest["sparse"][spec.name]
+        state, left_out = finite_rows(read_rows_file(folder, spec, saved))
+        if len(left_out):
+            LOG.warning(
+                "event=rows_left_out table=%s rows=%d reason=NaN or infinity keys=%s",
+                spec.name, len(left_out), left_out[:10].tolist(),
+            )  # fmt: skip
+        with reading(folder / saved["file"]):
+            hosted.check_own(state.keys)
+            server.restore(spec.name, state)
+    with reading(folder / DENSE):
+        tensors = load_file(folder / DENSE)
+        for name, saved in manifest["dense"].items():
+            parts = list(server.dense[name].sections)
+            weights = [tensors[f"parameter/{name}/{part}"].reshape(-1) for part in parts]
+            state_of = {part: tensors[f"state/{name}/{part}"] for part in parts}
+            flat = np.concatenate(weights)
+            server.restore_dense(name, DenseState(flat, state_of, saved["updates"], saved["step"]))
     return server
 
 
@@ -146,7 +164,6 @@ def _write(data: Path, hosted: Hosted, incarnation: int) -> None:
     }
     dense = _write_dense(data / DENSE, hosted)
     manifest = {
-        "format": FORMAT,
         "incarnation": incarnation,
         "fingerprint": deployment.fingerprint,
         "shard": hosted.shard,
@@ -159,7 +176,7 @@ def _write(data: Path, hosted: Hosted, incarnation: int) -> None:
         "dense": dense,
         "files": {path.name: fingerprint(path) for path in sorted(data.iterdir())},
     }
-    (data / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    (data / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     for path in (*data.iterdir(), data):
         sync(path)
 
