@@ -103,15 +103,19 @@ class ModelValues:
         names = self._changed(table)
         if not names:
             return
-        flat = block.read()
         if self._as_of[table] != client.dense_changes[table]:
-            block.know(flat)
+            block.know(client.pull_dense(table))
+            self._as_of[table] = client.dense_changes[table]
+            if not self._changed(table):
+                return  # another worker of this model has brought the values
+            self._write(table)
             raise PlanError(
                 f"parameter {names[0]!r} was changed in the model after its table {table!r} had "
                 "changed, so that one of the two would be lost; the table's value stays. Change it "
                 "where the model has the table's values, after Worker.pull_dense(), or say "
                 f"client.set_dense({names[0]!r}, values)"
             )
+        flat = block.read()
         client.write_dense(table, flat, names)
         block.know(flat)
         self._as_of[table] = client.dense_changes[table]
