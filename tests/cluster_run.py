@@ -16,7 +16,7 @@ import downpour as dp
 from tests.small_runs import Net, click, frame, small_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LAST = 28  # samples in the last of 22 batches
 
@@ -49,6 +49,27 @@ def killed_at_last(model: torch.nn.Module, batch: dp.Batch) -> torch.Tensor:
     if batch.size == LAST:
         os.kill(os.getpid(), signal.SIGKILL)
     return click(model, batch)
+
+
+class Falling:
+    """Falls from evaluation to evaluation; `at` is called at the evaluation of a number, from 1.
+
+    The first call of all is that before training.
+    """
+
+    def __init__(self) -> None:
+        self.calls = -1
+        self.at: dict[int, Callable[[], object]] = {}
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        self.calls += 1
+        self.at.get(self.calls, lambda: None)()
+        return {"score": -float(self.calls)}
+
+
+def best_is_first() -> dp.Run:
+    stop = dp.EarlyStop(metric="score", patience=2)
+    return small_run(Norm, data=frame(700), evaluate=Falling(), early_stop=stop, epochs=5)
 
 
 def run() -> dp.Run:

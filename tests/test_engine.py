@@ -116,6 +116,10 @@ def test_metrics_say_how_workers_and_servers_fared(tmp_path: Path) -> None:
         assert worker["retries"] == 0
         assert worker["staleness"] == {"mean": 0.0, "max": 0}
     assert sum(server["rows"] for server in metrics["servers"]) == 50
+    curves = metrics["curves"]
+    assert curves["learning_rate"]["embedding"][-1][1] == 0.1
+    assert curves["learning_rate"]["dense.click"][-1][1] == 0.01
+    assert curves["gradient_norm"]["dense.click"][-1][1] > 0.0
     assert metrics["staleness"] == {"mean": 0.0, "max": 0}
 
 

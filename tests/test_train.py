@@ -106,6 +106,45 @@ def test_metrics_tell_time_and_tables() -> None:
     assert metrics["plan"].startswith("plan: 1 sparse, 1 dense")
 
 
+def halved(step: int) -> float:
+    return 0.5**step
+
+
+def test_learning_rates_and_gradient_norms_are_noted_now_and_then(tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    def measured(model: torch.nn.Module, batch: dp.Batch) -> torch.Tensor:
+        loss = click(model, batch)
+        if torch.is_grad_enabled():
+            grads = torch.autograd.grad(loss, list(model.top.parameters()), retain_graph=True)
+            norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+        return loss
+
+    optimizer = dp.DownpourSGD(
+        sparse=dp.Adagrad(0.1, schedule=halved), dense=dp.Adam(0.01), clip=dp.ClipByNorm(1e-3)
+    )
+    run = small_run(losses={"click": measured}, data=frame(32 * 25), epochs=2, optimizer=optimizer)
+    metrics = Trainer(run, tmp_path, quiet=True).train()
+    rates, measured_norms = (metrics["curves"][it] for it in ("learning_rate", "gradient_norm"))
+    steps = [1, 11, 21, 25, 31, 41, 50]
+    assert rates["embedding"] == [[step, 0.1 * 0.5**step] for step in steps]
+    assert rates["dense.click"] == [[step, 0.01] for step in steps]
+    last = [1, 11, 21, 21, 31, 41, 41]  # of every tenth step, before clipping
+    expected = [norms[step] for step in last]  # norms[0] is planning's
+    assert [step for step, _ in measured_norms["dense.click"]] == steps
+    np.testing.assert_allclose([n for _, n in measured_norms["dense.click"]], expected, rtol=1e-4)
+    (events,) = (tmp_path / "events").iterdir()
+    tags = {tag for _, tag, _ in read_scalars(events)}
+    assert {"learning_rate/embedding", "gradient_norm/dense.click"} <= tags
+
+
+def test_both_learning_rates_of_ctr_rows_are_noted() -> None:
+    sparse = dp.CtrAccessor(rule=dp.G2SumAdagrad(0.1), embedx_rule=dp.G2SumAdagrad(0.2))
+    _, metrics = trained(optimizer=dp.DownpourSGD(sparse=sparse, dense=dp.SGD(0.1)))
+    rates = metrics["curves"]["learning_rate"]
+    assert (rates["embedding"][-1], rates["embedding (embedx)"][-1]) == ([8, 0.1], [8, 0.2])
+
+
 def test_a_run_writes_its_folder(tmp_path: Path) -> None:
     trainer = Trainer(small_run(eval_data=HELD_BACK), tmp_path, quiet=True)
     metrics = trainer.train()
@@ -170,10 +209,10 @@ def test_eval_every_evaluates_between_and_once_a_step() -> None:
 
 
 class Falling:
-    """An evaluation that gets worse each time."""
+    """An evaluation that gives these values, after the one that is tried before the first step."""
 
     def __init__(self, values: list[float]) -> None:
-        self.values = values
+        self.values = [0.0, *values]
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
         return {"score": self.values.pop(0)}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from downpour.errors import DataError
 from downpour.metrics import RunMetrics, read_samples
+from downpour.errors import DataError, SettingError
+from downpour.metrics import Calibration, click_metrics, read_samples
 from downpour.transfer import HOST
 
 if TYPE_CHECKING:
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
 
     from downpour.features import Batch
     from downpour.metrics import CalibrationBin
-    from downpour.run import Predict
+    from downpour.run import Evaluate, Predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,16 @@ def label_of(batch: Batch, label: str | None) -> torch.Tensor:
         known = ", ".join(batch.labels) or "none"
         raise DataError(f"the batch has no label {label!r}; it has: {known}")
     return batch.labels[label]
+
+
+def own_results(own: Evaluate, model: torch.nn.Module) -> dict[str, float | None]:
+    """What an evaluation of the user's own gives by name; NaN and infinity are undefined."""
+    with inference(model):
+        given: object = own(model)
+    if not isinstance(given, Mapping):
+        raise SettingError(f"Run.evaluate must give a dict of numbers by name, got {given!r}")
+    values = {str(name): float(value) for name, value in given.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, get_args
 
@@ -234,6 +235,20 @@ def sparse_embeddings(model: torch.nn.Module) -> Iterator[SparseEmbedding]:
             if module.table is None:
                 module.table = plan_name(name) or "embedding"
             yield module
+
+
+@contextlib.contextmanager
+def connected(model: torch.nn.Module, source: RowSource) -> Iterator[None]:
+    """Let a model's SparseEmbeddings read from `source`, and then from where they did before."""
+    modules = list(sparse_embeddings(model))
+    before = [module.source for module in modules]
+    for module in modules:
+        module.connect(source)
+    try:
+        yield
+    finally:
+        for module, was in zip(modules, before, strict=True):
+            module.connect(was)
 
 
 def _unpooled(rows: torch.Tensor, keys: TableKeys, bag: Bag) -> JaggedRows:

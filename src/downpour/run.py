@@ -32,12 +32,20 @@ Evaluate: TypeAlias = Callable[[Any], Mapping[str, float]]
 class EarlyStop:
     """Stop once `metric` has not improved for `patience` evaluations in a row.
 
-    `mode`: whether more ("max") or less ("min") of the metric is better.
+    The run ends with the model of its best evaluation, however it ends: in its folder, in the model
+    and in its tables. At each evaluation that is the best so far the model is saved, as at the
+    end; without a folder it is copied in memory, rows included. `restore_best=False` saves that
+    time and memory, and ends with the model of the last step.
+
+    An evaluation where the metric is not defined, as AUC where all labels are one class, counts
+    neither as better nor as worse. `mode`: whether more ("max") or less ("min") of the metric is
+    better.
     """
 
     metric: str = "auc"
     patience: int = 1
     mode: Literal["max", "min"] = "max"
+    restore_best: bool = True
 
     def __post_init__(self) -> None:
         if type(self.metric) is not str or not self.metric:
@@ -46,6 +54,10 @@ class EarlyStop:
             raise SettingError(f"EarlyStop.patience must be an int >= 1, got {self.patience!r}")
         if self.mode not in ("max", "min"):
             raise SettingError(f"EarlyStop.mode must be 'max' or 'min', got {self.mode!r}")
+        if type(self.restore_best) is not bool:
+            raise SettingError(
+                f"EarlyStop.restore_best must be True or False, got {self.restore_best!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +79,8 @@ class Run:
             Evaluation and `downpour predict` use it.
         label: the label that predictions are of; by default the only one there is.
         evaluate: (model) -> {name: value}, an evaluation of your own, after each epoch. NaN and
-            infinity count as undefined.
+            infinity count as undefined. It is called once before the first step as well, as is one
+            batch of `eval_data` evaluated, to find mistakes before any work is spent.
         epochs: how often to go through `data`.
         eval_every: evaluate also after every so many steps.
         early_stop: when to stop before the last epoch.

@@ -138,11 +138,12 @@ def pickled_model(run: Run, plan: Plan) -> tuple[bytes, list[str]]:
     return file.getvalue(), _import_paths(pickler.modules)
 
 
-def save(run_dir: Path, run: Run, plan: Plan, client: Client) -> None:
-    """Keep what was trained so far in the run's folder."""
+def save(run_dir: Path, run: Run, plan: Plan, client: Client, run_id: str) -> None:
+    """Keep what was trained so far in the run's folder; `run_id` as metrics.json has it."""
     schema = getattr(run.data, "schema", None)
     pickled, import_paths = pickled_model(run, plan)
     facts = {
+        "run": run_id,
         "import_paths": import_paths,
         "schema": asdict(schema) if isinstance(schema, Schema) else None,
         "text": text_settings(run.data),

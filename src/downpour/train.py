@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,65 +11,38 @@ import numpy as np
 import torch
 
 from downpour import folder as run_folder
-from downpour import saved
-from downpour.checkpoint import write_whole
+from downpour.best import BestModel
 from downpour.client import embedded
 from downpour.data.ahead import read_ahead
-from downpour.errors import DataError, SettingError
-from downpour.evaluate import Evaluation, evaluate, inference, label_of
-from downpour.events import EventWriter
+from downpour.early_stop import EarlyStopper
+from downpour.epoch import Epoch
+from downpour.errors import DataError, PlanError, SettingError
+from downpour.evaluate import Evaluation, evaluate, label_of, own_results
 from downpour.history import History
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.metrics import require_binary
 from downpour.model_tables import note_trained, tables_to_go_on_with
 from downpour.plan.losses import named_losses
 from downpour.progress import Progress
-from downpour.report import write_report
+from downpour.run_files import RunFiles
 from downpour.sketch import DistinctCount
 from downpour.stopping import Stopping
 from downpour.tables import TableStats, kernels
+from downpour.trial import try_evaluation
 from downpour.warm import warm
 from downpour.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from rich.console import Console
 
     from downpour.client import Client
     from downpour.features import Batch
     from downpour.plan.plan import Plan
-    from downpour.run import EarlyStop, Run
+    from downpour.run import Run
 
 TABLES_EVERY = 10  # steps between two looks at the tables' sizes
-
-
-@dataclass
-class _Epoch:
-    """Sums over the steps of one epoch."""
-
-    number: int
-    start: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-    samples: int = 0
-    losses: dict[str, float] = field(default_factory=dict)  # sums, weighted by samples
-    evaluated_s: float = 0.0
-    results: dict[str, Any] | None = None  # of the last evaluation in it
-    evaluated_at: int = 0  # the global step of that
-
-    def summary(self) -> dict[str, Any]:
-        """The epoch as metrics.json has it; `loss` is the mean over samples of the losses' sum."""
-        seconds = time.perf_counter() - self.start - self.evaluated_s
-        means = {name: total / max(self.samples, 1) for name, total in self.losses.items()}
-        return {
-            "epoch": self.number,
-            "steps": self.steps,
-            "samples": self.samples,
-            "seconds": seconds,
-            "samples_per_s": self.samples / seconds if seconds > 0 else None,
-            "loss": sum(means.values()),
-            "losses": means,
-        }
 
 
 class Trainer:
@@ -101,13 +70,15 @@ class Trainer:
         self.history = History(name, run.settings(), str(self.plan))
         self.progress = Progress(epochs=run.epochs, quiet=quiet, console=console)
         self._programs = list(named_losses(run.losses))
-        self._early = _EarlyStopper(run.early_stop)
-        self._events: EventWriter | None = None
-        self._epoch: _Epoch | None = None  # the one under way
+        self.files = RunFiles(self.folder)
+        self._early = EarlyStopper(run.early_stop, self.progress.say)
+        self._best = BestModel(self.files, self.progress.say)
+        self._epoch: Epoch | None = None  # the one under way
         self._rows = 0
         self._noted: set[str] = set()  # what was said of results that are not defined
         self._stopped: str | None = None
-        self._is_open = self._has_begun = False
+        self._has_begun = False
+        self._early.require_known(try_evaluation(run, self.plan))
         self.client = self._make_client()
         self.worker = Worker(self.plan, run.model, self.client, device=run.device)
 
@@ -138,7 +109,11 @@ class Trainer:
         return self._train()
 
     def _train(self) -> dict[str, Any]:
-        self._open_folder()
+        with contextlib.closing(self.files):
+            self.files.open(self.run, self.plan)
+            return self._train_epochs()
+
+    def _train_epochs(self) -> dict[str, Any]:
         torch.manual_seed(self.run.seed)
         with self.progress, Stopping(self.progress.say) as stopping:
             try:
@@ -149,7 +124,8 @@ class Trainer:
                         break
                 self._stopped = self._stopped or "finished"
             except KeyboardInterrupt:
-                self._stopped = "failed: KeyboardInterrupt: stopped at once, no model was kept"
+                kept = self.files.best_text() or "no model"
+                self._stopped = f"failed: KeyboardInterrupt: stopped at once, {kept} was kept"
                 self._close(keep=False)
                 raise
             except Exception as error:
@@ -160,10 +136,15 @@ class Trainer:
 
     def metrics(self) -> dict[str, Any]:
         """What was measured so far."""
-        return self.history.metrics(stopped=self._stopped, phases_s=self.worker.phases_s)
+        measured = self.history.metrics(stopped=self._stopped, phases_s=self.worker.phases_s)
+        return {**measured, **self._facts()}
+
+    def _facts(self) -> dict[str, Any]:
+        """What metrics.json says of the run's model."""
+        return {**self.files.facts(), "best": self._early.summary()}
 
     def _train_epoch(self, number: int, stopping: Stopping) -> None:
-        epoch = self._epoch = _Epoch(number)
+        epoch = self._epoch = Epoch(number)
         self.progress.start_epoch(number, num_steps=self.run.data.num_batches())
         self.run.model.train()
         with contextlib.closing(self._batches(number - 1)) as batches:
@@ -207,7 +188,7 @@ class Trainer:
         self.worker.phases_s["read"] += time.perf_counter() - start
         return batch
 
-    def _step(self, epoch: _Epoch, batch: Batch, following: Batch | None) -> None:
+    def _step(self, epoch: Epoch, batch: Batch, following: Batch | None) -> None:
         start = time.perf_counter()
         total = 0.0
         for place, program in enumerate(self._programs):
@@ -224,15 +205,24 @@ class Trainer:
         if self.history.step % TABLES_EVERY == 1:
             self._look_at_tables()
         self.progress.step(samples=batch.size, loss=total, rows=self._rows)
-        if self._events is not None:
-            self._events.scalars(self.history.step, {"train/loss": total})
+        self.files.scalars(self.history.step, {"train/loss": total})
 
     def _look_at_tables(self) -> None:
         stats = self.client.stats()
         self.history.add_tables(stats)
+        self._add_training(self.worker.gradient_norms)
         self._rows = sum(it.rows for it in stats.values() if isinstance(it, TableStats))
 
-    def _end_epoch(self, epoch: _Epoch) -> None:
+    def _add_training(self, norms: Mapping[str, float]) -> None:
+        """Note learning rates and gradient norms as of the last step."""
+        rates = self.client.learning_rates()
+        self.history.add_training(rates, norms)
+        scalars = {f"learning_rate/{table}": rate for table, rate in rates.items()}
+        scalars |= {f"gradient_norm/{table}": norm for table, norm in norms.items()}
+        self.files.scalars(self.history.step, scalars)
+
+    def _end_epoch(self, epoch: Epoch) -> None:
+        note_trained(self.run.model, self.client)
         self._look_at_tables()
         summary = epoch.summary()
         if self._stopped is None and self._evaluate(epoch):
@@ -247,14 +237,16 @@ class Trainer:
         self.progress.end_epoch(seconds=summary["seconds"], loss=summary["loss"], results=results)
         self._write_metrics()
 
-    def _evaluate(self, epoch: _Epoch) -> bool:
+    def _evaluate(self, epoch: Epoch) -> bool:
         """Evaluate as the run says, once a step; whether it is time to stop early."""
         run, phases, start = self.run, self.worker.phases_s, time.perf_counter()
-        if (run.eval_data is None and run.evaluate is None) or self._is_evaluated(epoch):
+        is_evaluated = epoch.evaluated_at == self.history.step
+        if (run.eval_data is None and run.evaluate is None) or is_evaluated:
             return False
         self.progress.start_evaluation()
         pulled_s = phases["pull"]
         self.worker.pull_dense()
+        note_trained(run.model, self.client)
         evaluation = Evaluation(results={}, samples=0, seconds=0.0)
         if run.eval_data is not None:
             with contextlib.closing(read_ahead(run.eval_data.batches(0))) as batches:
@@ -263,39 +255,22 @@ class Trainer:
                 if note not in self._noted:
                     self._noted.add(note)
                     self.progress.say(note)
-        evaluation.results.update(self._own_results())
+        if run.evaluate is not None:
+            evaluation.results.update(own_results(run.evaluate, run.model))
         seconds = time.perf_counter() - start
-        epoch.evaluated_s += seconds
         phases["evaluate"] += seconds
-        phases["pull"] = pulled_s  # what was pulled meanwhile is in the evaluation's time
         self.history.add_evaluation(evaluation)
         epoch.results, epoch.evaluated_at = self.history.final, self.history.step
-        if self._events is not None:
-            scalars = {f"eval/{name}": value for name, value in evaluation.results.items()}
-            self._events.scalars(self.history.step, scalars)
-        return self._early.is_time(evaluation.results)
-
-    def _is_evaluated(self, epoch: _Epoch) -> bool:
-        return epoch.evaluated_at == self.history.step
-
-    def _own_results(self) -> dict[str, float | None]:
-        if self.run.evaluate is None:
-            return {}
-        with inference(self.run.model):
-            own: object = self.run.evaluate(self.run.model)
-        if not isinstance(own, Mapping):
-            raise SettingError(f"Run.evaluate must give a dict of numbers by name, got {own!r}")
-        values = {str(name): float(value) for name, value in own.items()}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-    def _open_folder(self) -> None:
-        if self.folder is None or self._is_open:
-            return
-        self._is_open = True
-        saved.pickled_model(self.run, self.plan)  # what cannot be saved is refused now
-        run_folder.start_over(self.folder)
-        write_whole(self.folder / run_folder.PLAN, f"{self.plan}\n")
-        self._events = EventWriter(self.folder / run_folder.EVENTS)
+        step = self.history.step
+        self.files.scalars(step, {f"eval/{name}": it for name, it in evaluation.results.items()})
+        if self._early.see(evaluation, epoch=epoch.number, step=step) and self._early.keeps_best:
+            self.worker.pull_dense()  # what a forward of the evaluation has changed, as max_norm
+            self._best.keep(run, self.plan, self.client, epoch=epoch.number, step=step)
+            self._write_metrics()
+            phases["save"] += time.perf_counter() - start - seconds
+        epoch.evaluated_s += time.perf_counter() - start
+        phases["pull"] = pulled_s  # what was pulled meanwhile is in the evaluation's time
+        return self._early.is_time
 
     def _warm(self) -> None:
         """Compile or load the kernels of a step, so that no epoch's time has that in it."""
@@ -311,62 +286,81 @@ class Trainer:
             summary, results = self._epoch.summary(), self._epoch.results
             self.history.add_epoch(summary | ({"eval": results} if results else {}))
         self._look_at_tables()
-        self._close()
+        self._close(after=error)
         if self.folder is not None and self.history.step:
-            error.add_note(f"what was trained until then is kept in {self.folder}/")
+            kept = self.files.best_text() or "what was trained until then"
+            error.add_note(f"{kept} is kept in {self.folder}/")
 
-    def _close(self, *, keep: bool = True) -> None:
-        """End the threads and write what is left to write: the model as well, if `keep`."""
-        self._end_worker(keep=keep)
-        if self._events is not None:
-            self._events.close()
-        if self.folder is None:
-            return
+    def _lose(self, error: Exception, why: object) -> None:
+        """End after an error that the tables did not outlive; a best model is what is left."""
+        if self._best.is_kept:
+            self._end_with_best()
+        kept = f"{text} is kept" if (text := self.files.best_text()) else "no model was kept"
+        error.add_note(f"{kept}: {why}" if str(why) != str(error) else kept)
+        self._stopped = f"failed: {kept}: {type(error).__name__}: {error}"
+        self._close(keep=False)
+
+    def _close(self, *, keep: bool = True, after: Exception | None = None) -> None:
+        """End the threads and write what is left to write: the model as well, if `keep`.
+
+        after: the error that has ended the run.
+        """
         try:
-            if keep and self.history.step:
-                saved.save(self.folder, self.run, self.plan, self.client)
+            if keep:
+                self._keep(after)
         except BaseException as error:
             self._stopped = f"failed: no model was kept: {type(error).__name__}: {error}"
             raise
         finally:
+            self.files.end_events()
             self._write_metrics()
         if keep:
-            write_report(self.folder)
+            self.files.write_report()
 
-    def _end_worker(self, *, keep: bool) -> None:
+    def _keep(self, after: Exception | None) -> None:
+        """Leave the tables' values in the model, or those of the best evaluation, and save them."""
+        try:
+            self._end_worker()
+        except PlanError as error:  # of a change in the model, which `after` may have told already
+            if after is None:
+                raise
+            if str(error) != str(after):
+                after.add_note(str(error))
+        step = self.history.step
+        if not step:
+            return
+        note_trained(self.run.model, self.client)
+        if not self._best.is_kept:
+            epoch = len(self.history.epochs)
+            self.files.save_model(
+                self.run, self.plan, self.client, epoch=epoch, step=step, is_best=False
+            )
+        elif not self._best.is_now(step, self.client):
+            self._restore_tables()
+            self._end_with_best()
+
+    def _end_with_best(self) -> None:
+        """Make the model that of the best evaluation, and its results the final ones."""
+        self._best.restore_model(self.run.model)
+        best = self._early.best
+        assert best is not None
+        self.history.end_with(best.evaluation)
+        metric = self.run.early_stop.metric if self.run.early_stop else ""
+        self.progress.say(
+            f"kept: the model of the best evaluation, {metric} {best.value:.4f} after epoch "
+            f"{best.epoch}, step {best.step:,}"
+        )
+
+    def _restore_tables(self) -> None:
+        self._best.restore_tables(self.client)
+        self.worker.pull_dense()
+
+    def _end_worker(self) -> None:
         """Push what is left, and give the model the tables' values."""
         self.worker.close()
-        if self.history.step:
-            note_trained(self.run.model, self.client)
 
     def _write_metrics(self) -> None:
-        if self.folder is not None:
-            text = json.dumps(self.metrics(), indent=1, allow_nan=False)
-            write_whole(self.folder / run_folder.METRICS, text)
-
-
-class _EarlyStopper:
-    """Counts evaluations without a better result."""
-
-    def __init__(self, rule: EarlyStop | None) -> None:
-        self._rule = rule
-        self._best = -np.inf
-        self._worse = 0
-
-    def is_time(self, results: dict[str, float | None]) -> bool:
-        """Whether the rule says to stop after these results."""
-        if self._rule is None:
-            return False
-        if self._rule.metric not in results:
-            raise SettingError(
-                f"EarlyStop.metric {self._rule.metric!r} is not evaluated; there are: "
-                f"{', '.join(results)}"
-            )
-        value = results[self._rule.metric]
-        score = -np.inf if value is None else value if self._rule.mode == "max" else -value
-        self._worse = 0 if score > self._best else self._worse + 1
-        self._best = max(self._best, score)
-        return self._worse >= self._rule.patience
+        self.files.write_metrics(self.metrics())
 
 
 def check_labels(run: Run, batch: Batch) -> None:

@@ -15,11 +15,12 @@ from safetensors.torch import load as tensors_of
 from downpour.cluster_report import ClusterReport, ServerReport, WorkerReport
 from downpour.engine.children import Children
 from downpour.engine.processes import STOP_S, cluster_options
+from downpour.epoch import Epoch
 from downpour.errors import DataError, ServerError
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.model_tables import refuse_trained
 from downpour.plan.specs import plan_name
-from downpour.train import Trainer, _Epoch
+from downpour.train import Trainer
 from downpour.warm import warm
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Chief(Trainer):
         try:
             super().__init__(run, folder, quiet=quiet, console=console)
         except BaseException:
+            self._exits.close()
             self._children.end()
             raise
 
@@ -96,14 +98,16 @@ class Chief(Trainer):
         for worker in self._seen.workers:
             for name, seconds in worker.phases_s.items():
                 phases[name] = phases.get(name, 0.0) + seconds / len(self._seen.workers)
-        return self.history.metrics(stopped=self._stopped, phases_s=phases, cluster=self._seen)
+        measured = self.history.metrics(stopped=self._stopped, phases_s=phases, cluster=self._seen)
+        return {**measured, **self._facts()}
 
     # Starting.
 
     def _make_client(self) -> RemoteClient:
         """Start what the cluster says is to be started, and join it as its chief."""
         refuse_trained(self.run.model, "a run with servers")
-        self._open_folder()
+        self._exits.callback(self.files.close)
+        self.files.open(self.run, self.plan)
         start = time.perf_counter()
         warm(self.plan, served=True)  # here once, so that the others find the kernels compiled
         self._compile_s = time.perf_counter() - start
@@ -147,7 +151,7 @@ class Chief(Trainer):
     # Watching.
 
     def _train_epoch(self, number: int, stopping: Stopping) -> None:
-        epoch = self._epoch = _Epoch(number)
+        epoch = self._epoch = Epoch(number)
         self.progress.start_epoch(number, num_steps=self.run.data.num_batches())
         met = None
         while met is None:
@@ -207,12 +211,12 @@ class Chief(Trainer):
         if new.steps:
             self.history.add_steps(new.steps, new.loss or 0.0, new.samples, seconds)
             self.history.add_tables(self.client.stats())
+            self.client.look_at_steps()
+            self._add_training(seen.gradient_norms())
             self._write_scalars(new, seconds)
         self.progress.show_cluster(seen)
 
     def _write_scalars(self, new: ClusterReport, seconds: float) -> None:
-        if self._events is None:
-            return
         staleness = new.staleness()
         scalars: dict[str, float | None] = {
             "train/loss": new.loss,
@@ -226,9 +230,9 @@ class Chief(Trainer):
                     value = latency.percentile(percent)
                     tag = f"worker {worker.rank}/{name}_p{percent}_ms"
                     scalars[tag] = None if value is None else value * 1000
-        self._events.scalars(self.history.step, scalars)
+        self.files.scalars(self.history.step, scalars)
 
-    def _gather(self, epoch: _Epoch, parts: Mapping[int, dict[str, Any]]) -> None:
+    def _gather(self, epoch: Epoch, parts: Mapping[int, dict[str, Any]]) -> None:
         """Sum up what the workers have brought to the end of the epoch."""
         self._look({rank: part["report"] for rank, part in parts.items()})
         for part in parts.values():
@@ -261,10 +265,8 @@ class Chief(Trainer):
             self._look()
             super()._fail(error)
         except ServerError as lost:
-            error.add_note(f"no model was kept: {lost}")
-            self._stopped = f"failed: no model was kept: {type(error).__name__}: {error}"
-            self._close(keep=False)
+            self._lose(error, lost)
 
-    def _end_worker(self, *, keep: bool) -> None:
-        if keep:  # else servers may be gone
-            super()._end_worker(keep=keep)
+    def _restore_tables(self) -> None:
+        if self.cluster.addresses:  # those that were started here end now
+            self._best.restore_servers(self.client)

@@ -11,6 +11,7 @@ from downpour.deployment import Deployment
 from downpour.engine.children import Children
 from downpour.engine.clients import Clients
 from downpour.engine.processes import STOP_S
+from downpour.epoch import Epoch
 from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
 from downpour.federated.local_checks import refuse_plan
 from downpour.local_path import WRITE_ELSEWHERE, local_path
@@ -19,7 +20,7 @@ from downpour.remote.connect import open_servers
 from downpour.remote.enrolment import Coordination
 from downpour.remote.staging import StagingClient
 from downpour.serving.members import CHIEF
-from downpour.train import Trainer, _Epoch
+from downpour.train import Trainer
 from downpour.warm import warm
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class Coordinator(Trainer):
         self._exits.callback(self._children.end)
         try:
             super().__init__(federation.run, folder, quiet=quiet, console=console)
-            self.history.settings["federation"] = federation.settings()
+            self.history.settings = {
+                **federation.run_settings(),
+                "federation": federation.settings(),
+            }
             self.progress.state.unit = "round"
             self._begin()
         except BaseException:
@@ -116,9 +120,8 @@ class Coordinator(Trainer):
         self._clients = Clients(
             self.federation.clients, self._children, self.cluster, self.progress.say
         )
-        self._open_folder()
-        if self._events is not None:
-            self._exits.callback(self._events.close)
+        self._exits.callback(self.files.close)
+        self.files.open(self.run, self.plan)
         start = time.perf_counter()
         warm(self.plan, served=True)  # here once, so that the others find the kernels compiled
         self._compile_s = time.perf_counter() - start
@@ -179,7 +182,7 @@ class Coordinator(Trainer):
         if not present:
             self._stopped = "interrupted"
             return
-        epoch = self._epoch = _Epoch(number)
+        epoch = self._epoch = Epoch(number)
         self.progress.start_epoch(number)
         view = self._run_round(present, stopping)
         if stopping.requested:
@@ -247,7 +250,7 @@ class Coordinator(Trainer):
             "quorum"
         )
 
-    def _count(self, epoch: _Epoch, view: Mapping[str, Any], seconds: float) -> None:
+    def _count(self, epoch: Epoch, view: Mapping[str, Any], seconds: float) -> None:
         """Sum up what clients have reported."""
         for report in view["reports"].values():
             epoch.samples += report["samples"]
@@ -259,10 +262,9 @@ class Coordinator(Trainer):
             self.history.add_steps(epoch.steps, loss, epoch.samples, seconds)
             self._look_at_tables()
             self.progress.step(samples=epoch.samples, loss=loss, rows=self._rows, steps=epoch.steps)
-            if self._events is not None:
-                self._events.scalars(self.history.step, {"train/loss": loss})
+            self.files.scalars(self.history.step, {"train/loss": loss})
 
-    def _evaluate(self, epoch: _Epoch) -> bool:
+    def _evaluate(self, epoch: Epoch) -> bool:
         """See Trainer; after a round that was not committed the model is what it was."""
         return self._is_committed and super()._evaluate(epoch)
 
@@ -300,11 +302,8 @@ class Coordinator(Trainer):
             self._children.look()
             super()._fail(error)
         except DownpourError as lost:
-            why = "" if str(lost) == str(error) else f": {lost}"
-            error.add_note(f"no model was kept{why}")
-            self._stopped = f"failed: no model was kept: {type(error).__name__}: {error}"
-            self._close(keep=False)
+            self._lose(error, lost)
 
-    def _end_worker(self, *, keep: bool) -> None:
-        if keep:  # else servers may be gone
-            super()._end_worker(keep=keep)
+    def _restore_tables(self) -> None:
+        if self.cluster.addresses:  # those that were started here end now
+            self._best.restore_servers(self.client)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +19,7 @@ from downpour.errors import NonFiniteError, PlanError
 from downpour.lookup import joined_keys, table_keys
 from downpour.loss_errors import explained
 from downpour.nn import sparse_embeddings
+from downpour.nn import connected
 from downpour.no_grad import has_compiler, modules_named, outputs_detached, uncompiled
 from downpour.plan.dataflow import Dataflow
 from downpour.plan.specs import plan_name
@@ -95,7 +96,7 @@ def materialise(
     model.eval()
     try:
         source = _Leaves(tables, device_of(model, batch.device))
-        with _connected(model, source), _same_values(model), torch.no_grad():
+        with connected(model, source), _same_values(model), torch.no_grad():
             for name, loss in losses.items():
                 _run(name, loss, model, batch)
     finally:
@@ -120,7 +121,7 @@ def discover(
     device = device_of(model, batch.device)
     source = _Leaves(tables, device)
     with (
-        _connected(model, source),
+        connected(model, source),
         _restored(model, device),
         torch.enable_grad(),
         outputs_detached(modules_named(model, detached)) as ran,
@@ -191,19 +192,6 @@ def _run(name: str, loss: Loss, model: torch.nn.Module, batch: Batch) -> torch.T
     if not value.is_floating_point():
         raise PlanError(f"loss {name!r} must be a real number, got {value.dtype}")
     return value
-
-
-@contextlib.contextmanager
-def _connected(model: torch.nn.Module, source: Any) -> Iterator[None]:
-    modules = list(sparse_embeddings(model))
-    before = [module.source for module in modules]
-    for module in modules:
-        module.connect(source)
-    try:
-        yield
-    finally:
-        for module, was in zip(modules, before, strict=True):
-            module.connect(was)
 
 
 @contextlib.contextmanager
