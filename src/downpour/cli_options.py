@@ -10,6 +10,8 @@ import click
 
 from downpour.errors import DownpourError, SettingError
 from downpour.local_path import READ_ELSEWHERE, local_path
+from downpour.errors import DownpourError
+from downpour.tracebacks import is_users, users_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,10 +41,19 @@ class LocalPath(click.Path):
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Errors that Downpour raises on purpose are a line, not a traceback."""
+    """Errors that Downpour raises on purpose are a line, not a traceback; those of the user's code
+    have a traceback of that code alone.
+    """
     try:
         yield
-    except (DownpourError, OSError) as error:
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        if is_users(error) and not isinstance(error, DownpourError):
+            click.echo(users_text(error), err=True)
+            raise SystemExit(1) from None
+        if not isinstance(error, DownpourError | OSError):
+            raise
         lines = [str(error), *getattr(error, "__notes__", [])]
         raise click.ClickException(" ".join("; ".join(lines).split())) from error
 
