@@ -292,7 +292,7 @@ def reshaped(model: Any) -> None:
     [
         (replaced, "was replaced by another tensor"),
         (tied_later, "was replaced by another tensor"),
-        (cast, r"is torch\.float64 on cpu now, and was torch\.float32.*before DownpourSGD\.mini"),
+        (cast, r"is float64, as after model\.double\(\), and the plan's table"),
         (reshaped, r"is \[1, 6\] now, the plan has \[1, 5\]"),
     ],
 )

@@ -181,8 +181,8 @@ def test_a_truncated_gz_stops_training_and_names_the_file(
 
 
 def test_a_label_that_evaluation_will_not_find_stops_training() -> None:
-    trainer = Trainer(small_run(eval_data=frame(), label="buy"), quiet=True)
-    fail(trainer, dp.DataError, "the batch has no label 'buy'; it has: click")
+    with pytest.raises(dp.DataError, match="the batch has no label 'buy'; it has: click"):
+        Trainer(small_run(eval_data=frame(), label="buy"), quiet=True)
 
 
 def test_a_model_that_cannot_be_saved_is_refused_before_training(tmp_path: Path) -> None:

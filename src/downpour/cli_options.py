@@ -10,7 +10,6 @@ import click
 
 from downpour.errors import DownpourError, SettingError
 from downpour.local_path import READ_ELSEWHERE, local_path
-from downpour.errors import DownpourError
 from downpour.tracebacks import is_users, users_text
 
 if TYPE_CHECKING:

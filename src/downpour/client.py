@@ -21,7 +21,7 @@ from downpour.transport import DenseState, DenseStats, Shrunk, SparseState
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from downpour.arrow import Column
     from downpour.plan.plan import Plan

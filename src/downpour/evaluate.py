@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass, field
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from downpour.errors import DataError
-from downpour.metrics import RunMetrics, read_samples
 from downpour.errors import DataError, SettingError
-from downpour.metrics import Calibration, click_metrics, read_samples
+from downpour.metrics import RunMetrics, read_samples
 from downpour.transfer import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
 

@@ -63,6 +63,7 @@ class ModelValues:
         """Give the model a table's values, for a step that begins."""
         if self._client.is_embedded:
             if self._as_of[table] == self._client.dense_changes[table]:
+                self._blocks[table].refuse_cast()
                 return  # it has them, and with them what was done to them since
             self._take(table)
         self._write(table)

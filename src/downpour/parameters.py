@@ -94,11 +94,8 @@ class DenseBlock:
         """Set the parameters to the values [size]."""
         self.know(flat)
         with torch.no_grad():
-            for view, (name, parameter) in zip(
-                self._written, self.parameters.items(), strict=True
-            ):
-                if parameter.dtype is not view.dtype:
-                    self._refuse_cast(name, parameter)
+            self.refuse_cast()
+            for view, parameter in zip(self._written, self.parameters.values(), strict=True):
                 parameter.copy_(view)
 
     def know(self, flat: Floats) -> None:
@@ -184,6 +181,13 @@ class DenseBlock:
             return parameter.detach().new_zeros(parameter.numel())
         return (grad.to_dense() if grad.is_sparse else grad).reshape(-1)
 
+    def refuse_cast(self) -> None:
+        """Raise PlanError for a parameter that was cast since the worker was made."""
+        dtype = self._written[0].dtype
+        for name, parameter in self.parameters.items():
+            if parameter.dtype is not dtype:
+                self._refuse_cast(name, parameter)
+
     def _refuse_cast(self, name: str, parameter: torch.Tensor) -> None:
         """Raise PlanError for a parameter of another dtype than its table has."""
         dtype = str(parameter.dtype).removeprefix("torch.")
@@ -197,12 +201,12 @@ class DenseBlock:
     def _require_like(
         self, name: str, parameter: torch.nn.Parameter, planned: torch.Tensor
     ) -> None:
-        """Raise PlanError for a parameter of another type, device or shape than it was planned with."""
+        """Raise PlanError for a parameter of another dtype, device or shape than planned."""
         self._refuse_cast(name, parameter)
         if parameter.device != planned.device:
             raise PlanError(
-                f"parameter {name!r} is on {parameter.device} now, and was on {planned.device} when "
-                "the worker was made; move a model before DownpourSGD.minimize"
+                f"parameter {name!r} is on {parameter.device} now, and was on {planned.device} "
+                "when the worker was made; move a model before DownpourSGD.minimize"
             )
         if parameter.shape != planned.shape:
             raise PlanError(

@@ -20,9 +20,9 @@ from downpour.data import Files, Schema
 from downpour.data.paths import format_of
 from downpour.errors import DataError, SavedRunError, SettingError
 from downpour.evaluate import Evaluation, evaluate, inference, predict_batch
+from downpour.hashing import mix, space_salt
 from downpour.local_path import local_path
 from downpour.loss_errors import explained
-from downpour.hashing import mix, space_salt
 from downpour.manifest import reading
 from downpour.model_tables import note_trained
 from downpour.plan.plan import Plan

@@ -20,7 +20,6 @@ from downpour.errors import DataError, PlanError, SettingError
 from downpour.evaluate import Evaluation, evaluate, label_of, own_results
 from downpour.history import History
 from downpour.local_path import WRITE_ELSEWHERE, local_path
-from downpour.metrics import require_binary
 from downpour.model_tables import note_trained, tables_to_go_on_with
 from downpour.plan.losses import named_losses
 from downpour.progress import Progress

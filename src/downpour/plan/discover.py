@@ -18,7 +18,6 @@ from downpour.accessor import EmbeddingAccessor
 from downpour.errors import NonFiniteError, PlanError
 from downpour.lookup import joined_keys, table_keys
 from downpour.loss_errors import explained
-from downpour.nn import sparse_embeddings
 from downpour.nn import connected
 from downpour.no_grad import has_compiler, modules_named, outputs_detached, uncompiled
 from downpour.plan.dataflow import Dataflow
