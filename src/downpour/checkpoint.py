@@ -7,6 +7,7 @@ before whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -15,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from downpour.disk import fingerprint, finite_rows, read_rows_file, sync, write_rows
+from downpour.disk import (
+    fingerprint,
+    finite_rows,
+    naming,
+    read_rows_file,
+    sync,
+    write_rows,
+)
 from downpour.errors import SavedRunError
 from downpour.manifest import (
     TABLES,
@@ -64,24 +73,8 @@ def save(
     data = folder / f"save-{secrets.token_hex(4)}"
     data.mkdir(parents=True)
     try:
-        tables = {spec.name: _write_rows(data, spec, client) for spec in client.plan.sparse}
-        dense = {spec.name: client.export_dense(spec.name) for spec in client.plan.dense}
-        (data / MODEL).write_bytes(pickled)
-        save_file(model_tensors(client.plan, model, dense), data / DENSE)
-        shutil.copymode(data / MODEL, data / DENSE)  # safetensors keeps others from reading it
-        manifest = {
-            "folder": data.name,
-            "sparse": tables,
-            "dense": {
-                name: {"step": table.step, "updates": dict(table.updates)}
-                for name, table in dense.items()
-            },
-            "files": {path.name: fingerprint(path) for path in sorted(data.iterdir())},
-            **facts,
-        }
-        for path in (*data.iterdir(), data):
-            sync(path)
-        write_whole(folder / MANIFEST, sealed(manifest))
+        with naming(data):
+            _write(folder, data, client, model, pickled, facts)
     except BaseException:
         if not _is_named(folder / MANIFEST, data):
             shutil.rmtree(data, ignore_errors=True)
@@ -91,16 +84,54 @@ def save(
             shutil.rmtree(old)
 
 
+def _write(
+    folder: Path,
+    data: Path,
+    client: Client,
+    model: torch.nn.Module,
+    pickled: bytes,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write all files of a save, and then the manifest that names them."""
+    tables = {spec.name: _write_rows(data, spec, client) for spec in client.plan.sparse}
+    dense = {spec.name: client.export_dense(spec.name) for spec in client.plan.dense}
+    (data / MODEL).write_bytes(pickled)
+    _save_tensors(model_tensors(client.plan, model, dense), data / DENSE)
+    shutil.copymode(data / MODEL, data / DENSE)  # safetensors keeps others from reading it
+    manifest = {
+        "folder": data.name,
+        "sparse": tables,
+        "dense": {
+            name: {"step": table.step, "updates": dict(table.updates)}
+            for name, table in dense.items()
+        },
+        "files": {path.name: fingerprint(path) for path in sorted(data.iterdir())},
+        **facts,
+    }
+    for path in (*data.iterdir(), data):
+        sync(path)
+    write_whole(folder / MANIFEST, sealed(manifest))
+
+
+def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # as of a full disk
+        raise OSError(f"{error}: {str(path)!r}") from error
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step: whoever reads it sees the old text or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        sync(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(path.parent)
+    with naming(path, beside=beside):
+        try:
+            beside.write_text(text, encoding="utf-8")
+            sync(beside)
+            beside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # as the folder is a file by now
+                beside.unlink()
+        sync(path.parent)
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -14,11 +15,12 @@ from pyarrow import parquet
 
 from downpour.errors import SavedRunError
 from downpour.manifest import reading
+from downpour.errors import DownpourError, SavedRunError
 from downpour.row_batches import read_rows, row_batches, rows_schema
 from downpour.tables.batches import is_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from downpour.plan.specs import SparseTableSpec
@@ -79,3 +81,20 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def naming(path: Path, *, beside: Path | None = None) -> Iterator[None]:
+    """Let an OSError name what was to be written: that of a full disk names no file.
+
+    beside: a temporary file in its place, which nobody else knows of.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_told = error.filename is not None and error.filename != str(beside)
+        if is_told or isinstance(error, DownpourError):
+            raise
+        if error.errno is None:
+            raise OSError(f"{error}: {str(path)!r}") from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

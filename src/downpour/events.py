@@ -55,7 +55,10 @@ class EventWriter:
         """Flush and close the file; closing twice is fine."""
         if self._is_open:
             self._is_open = False
-            self._writer.close()
+            try:
+                self._writer.flush()
+            finally:  # a file that cannot be written is closed all the same
+                self._writer._py_recordio_writer.close()
 
     def __enter__(self) -> Self:
         return self

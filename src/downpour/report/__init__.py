@@ -19,13 +19,13 @@ FORMAT = 1
 """The newest format of metrics.json that is understood."""
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from `run_dir/metrics.json` and give its path.
+def write_report(run_dir: Path, metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write `run_dir/report.html` from `run_dir/metrics.json`, or these metrics; give its path.
 
     Raises SavedRunError where metrics.json is missing, no JSON object, or of a newer format. Parts
     of it that are missing are told of in the report.
     """
-    page = render_report(read_metrics(run_dir))
+    page = render_report(read_metrics(run_dir) if metrics is None else metrics)
     path = run_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
