@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
+from downpour import grpc_log
 from downpour.errors import (
     DownpourError,
     RefusedError,
@@ -28,6 +29,12 @@ ADDRESS = re.compile(
     r"(?:(grpc|grpc\+tcp|grpc\+tls)://)?(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})"
 )
 RETRY_S = 0.1  # between two tries to connect
+
+grpc_log.silence()
+
+
+def nothing() -> None:
+    """There is nothing to watch."""
 
 
 @dataclass(frozen=True, slots=True)
