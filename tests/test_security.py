@@ -289,7 +289,7 @@ def test_files_that_tls_cannot_take_are_refused(authority: Authority, tmp_path: 
     ):
         with pytest.raises(SettingError, match="must be PEM, the key that of the certificate"):
             Security(**settings)
-    with pytest.raises(SettingError, match="certificate and key come together"):
+    with pytest.raises(SettingError, match=r"Security.certificate and Security.key come together"):
         Security(certificate=own.certificate)
     with pytest.raises(SettingError, match=r"Security\.authority: there is no file"):
         Security(authority=tmp_path / "nothing.pem")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import ssl
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,9 @@ from downpour.local_path import local_path
 if TYPE_CHECKING:
     from pathlib import Path
 
+LOG = logging.getLogger("downpour.security")
 MIN_TOKEN = 16
+OTHERS = 0o044  # permission of the group, and of all, to read
 PROBE_S = 2.0
 WANTS_CERTIFICATE = (
     "it takes clients with a certificate of its authority alone: give one (Security.certificate "
@@ -28,7 +31,7 @@ class Security:
 
     token: what every request must bring; at least 16 characters, the same for all.
     certificate, key: this end's own. A server with them speaks TLS.
-    token_file: where the token was read from, for processes that are started with the same.
+    token_file: where the token was read from.
     authority: the certificates that the other end's must be signed by. A server with it takes only
     clients that have one (mutual TLS); a client with it speaks TLS.
     """
@@ -41,7 +44,9 @@ class Security:
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            raise SettingError("Security: certificate and key come together, got one of them")
+            raise SettingError(
+                "Security.certificate and Security.key come together, got one of them"
+            )
         if self.token is not None and len(self.token) < MIN_TOKEN:
             raise SettingError(
                 f"Security.token must have at least {MIN_TOKEN} characters, got {len(self.token)}; "
@@ -70,6 +75,8 @@ class Security:
     ) -> Security:
         """As the command line has it: the token is the text of a file, so that no `ps` shows it."""
         plain = cls(certificate=certificate, key=key, authority=authority)
+        if key is not None:
+            warn_of_readers(key, "key")
         if token_file is None:
             return plain
         if not token_file.is_file():
@@ -78,6 +85,7 @@ class Security:
             token = token_file.read_text(encoding="utf-8").strip()
         except UnicodeDecodeError:
             raise SettingError(f"the token file {token_file} is no text") from None
+        warn_of_readers(token_file, "token")
         return replace(plain, token=token, token_file=token_file)
 
     def _check_files(self) -> None:
@@ -90,9 +98,9 @@ class Security:
                 context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ValueError) as error:  # of ssl too
             raise SettingError(
-                f"Security: certificate {self.certificate}, key {self.key} and authority "
-                f"{self.authority} must be PEM, the key that of the certificate and without a "
-                f"passphrase: {error}"
+                f"Security.certificate {self.certificate}, Security.key {self.key} and "
+                f"Security.authority {self.authority} must be PEM, the key that of the certificate "
+                f"and without a passphrase: {error}"
             ) from None
 
     @property
@@ -104,6 +112,17 @@ class Security:
     def asks_tls(self) -> bool:
         """Whether a client with it speaks TLS."""
         return self.authority is not None
+
+
+def warn_of_readers(path: Path, what: str) -> None:
+    """Log a warning where others than the file's owner can read a secret."""
+    mode = path.stat().st_mode & 0o777
+    if mode & OTHERS:
+        LOG.warning(
+            "the %s file %s can be read by others (mode %03o), who can then do what you can; do: "
+            "chmod 600 %s",
+            *(what, path, mode, path),
+        )
 
 
 def require_safe(host: str, security: Security) -> None:
