@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import downpour as dp
-from downpour.train import make_plan
+from downpour.run_plan import make_plan
 from tests.networks import PlainRows, plain
 
 if TYPE_CHECKING:

@@ -40,6 +40,14 @@ class Endless:
         return None
 
 
+class OneSpoiled(Endless):
+    """Endless, but for one batch that has as few samples as the last one of others."""
+
+    def batches(self, epoch: int = 0) -> Iterator[dp.Batch]:
+        for number, batch in enumerate(super().batches(epoch)):
+            yield batch.slice(0, LAST) if number == 61 else batch
+
+
 def infinite_at_last(model: torch.nn.Module, batch: dp.Batch) -> torch.Tensor:
     value = click(model, batch)
     return value / 0 if batch.size == LAST else value
@@ -72,6 +80,12 @@ def best_is_first() -> dp.Run:
     return small_run(Norm, data=frame(700), evaluate=Falling(), early_stop=stop, epochs=5)
 
 
+def frozen_at_last(model: torch.nn.Module, batch: dp.Batch) -> torch.Tensor:
+    if batch.size == LAST:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return click(model, batch)
+
+
 def run() -> dp.Run:
     return small_run(data=frame(700), eval_data=frame(200, seed=1), epochs=2)
 
@@ -94,3 +108,17 @@ def fatal() -> dp.Run:
 
 def endless() -> dp.Run:
     return small_run(data=Endless(), consistency=dp.Async())
+
+
+def endless_sync() -> dp.Run:
+    return small_run(data=Endless())
+
+
+def one_fails() -> dp.Run:
+    """One worker fails, and the others would go on for ever."""
+    return small_run(data=OneSpoiled(), losses=infinite_at_last, consistency=dp.Async())
+
+
+def frozen() -> dp.Run:
+    """One worker hangs, and the others would go on for ever."""
+    return small_run(data=OneSpoiled(), losses=frozen_at_last, consistency=dp.Async())

@@ -21,7 +21,7 @@ from downpour.engine.client_process import connect_client, run_client
 from downpour.engine.cluster import Cluster
 from downpour.engine.coordinator import Coordinator
 from downpour.remote.connect import connect
-from downpour.train import make_plan
+from downpour.run_plan import make_plan
 from tests.fault_runs import until
 from tests.networks import Network, click, random_batches, rows_of
 from tests.servers import at_once, servers
@@ -100,14 +100,14 @@ def coordinator_of(
     made: dp.Federation, addresses: Sequence[str], folder: Path | None = None, **cluster: Any
 ) -> Coordinator:
     """One whose clients come from elsewhere."""
-    own = Cluster(addresses=tuple(addresses), starts_workers=False, **{"start_s": 20.0, **cluster})
+    own = Cluster(addresses=tuple(addresses), starts_workers=False, **{"start_s": 300.0, **cluster})
     return Coordinator(TARGET, made, folder, cluster=own, quiet=True)
 
 
 def take_part(made: dp.Federation, addresses: Sequence[str], client: int, **cluster: Any) -> None:
     """Be a client until all is over."""
-    own = Cluster(addresses=tuple(addresses), **{"start_s": 20.0, **cluster})
-    run_client(made, own, client=client, of_parent=False)
+    own = Cluster(addresses=tuple(addresses), **{"start_s": 300.0, **cluster})
+    run_client(made, own, client=client)
 
 
 def enrolled(addresses: Sequence[str], client: int, **settings: Any) -> RoundClient:

@@ -15,7 +15,7 @@ from downpour.serving.process import LISTENING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-LIMIT_S = 30.0  # after which a process counts as hanging
+LIMIT_S = 300.0  # after which a process counts as hanging, also on a busy machine
 
 
 class Process:
@@ -54,6 +54,10 @@ class Process:
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
 
     def exit_code(self) -> int:
         """Wait for its end."""

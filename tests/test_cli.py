@@ -66,7 +66,7 @@ def test_train_says_no_word_too_many_when_quiet(tmp_path: Path) -> None:
 def test_compiling_is_told_of_when_it_happens(
     is_cold: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("downpour.train.is_compiled", lambda: not is_cold)
+    monkeypatch.setattr("downpour.warm.is_compiled", lambda: not is_cold)
     text = ok("train", TARGET, "--out", tmp_path / "run")
     assert ("compiles its kernels" in text) == is_cold
 

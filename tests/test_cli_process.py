@@ -12,6 +12,7 @@ import downpour as dp
 
 ROOT = Path(__file__).parents[1]
 COMMAND = Path(sys.executable).with_name("downpour")
+LIMIT_S = 300  # after which a process counts as hanging
 
 # Trains until it is stopped, and says on standard output where it is.
 LONG_RUN = f"""
@@ -48,6 +49,18 @@ def run():
 
 def run_that_hangs():
     return small_run(data=Endless(), losses=stuck)
+
+class Evaluated(Endless):
+    def batches(self, epoch=0):
+        print("evaluating", flush=True)
+        yield from super().batches(epoch)
+
+def run_that_evaluates():
+    return small_run(eval_data=Evaluated())
+
+def run_that_never_is():
+    print("planning", flush=True)
+    threading.Event().wait()
 """
 
 
@@ -74,14 +87,20 @@ def wait_for(text: str, process: subprocess.Popen[str]) -> None:
     assert any(text in line for line in lines), process.communicate()
 
 
-def test_ctrl_c_stops_cleanly_and_keeps_what_was_trained(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_signal_stops_cleanly_and_keeps_what_was_trained(
+    number: int, status: int, name: str, folder: Path
+) -> None:
     with start(folder, "long_run.py") as process:
         wait_for("trained", process)
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == status
     assert errors == ""
     assert "stopping after this step; what was trained is kept" in out
+    assert f"({name} again: stop at once, without saving)" in out
     assert out.splitlines()[-2].startswith("interrupted  ")
     assert out.splitlines()[-1].startswith("run/ (report.html, ")
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
@@ -97,12 +116,33 @@ def test_a_second_ctrl_c_stops_at_once(folder: Path) -> None:
         process.send_signal(signal.SIGINT)
         wait_for("stopping after this step", process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.split() == ["Aborted!"]
+        _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert errors == "Error: stopped at once by Ctrl-C; no model was saved\n"
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
-    assert metrics["stopped"].startswith("failed: KeyboardInterrupt")
+    assert metrics["stopped"].startswith("failed: KeyboardInterrupt: stopped at once by Ctrl-C")
     assert not (folder / "run" / "model").exists()
+
+
+def test_a_signal_breaks_an_evaluation_off(folder: Path) -> None:
+    with start(folder, "long_run.py:run_that_evaluates") as process:
+        wait_for("evaluating", process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, errors) == (143, "")
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    assert (metrics["stopped"], metrics["epochs"][0]["steps"]) == ("interrupted", 8)
+    assert "eval" not in metrics["epochs"][0]
+    assert dp.load(folder / "run").client.stats()
+
+
+def test_sigterm_before_it_trains_ends_it(folder: Path) -> None:
+    with start(folder, "long_run.py:run_that_never_is") as process:
+        wait_for("planning", process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, errors) == (143, "Error: stopped by SIGTERM\n")
+    assert not (folder / "run").exists()
 
 
 def test_a_known_error_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from downpour.engine.cluster import Cluster
 from downpour.engine.processes import cluster_options
 from downpour.folder import CONTENT
 from downpour.target import load_run
+from tests.small_runs import frame
 
 ROOT = Path(__file__).parents[1]
 MOVIELENS = str(ROOT / "examples" / "movielens.py")
 
 SMALL = str(ROOT / "tests" / "cluster_run.py")
+KILLED = r"^server 1 ended with signal SIGKILL: .* event=listening .* \(see .*/server-1.log\)"
 
 
 def train(target: str, folder: Path | None, *options: str, **cluster: Any) -> Chief:
@@ -84,7 +87,7 @@ def test_movielens_is_as_good_as_embedded(
         *("--servers", "2", "--workers", "2", "--consistency", consistency),
         *("--out", str(tmp_path / "run")),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     metrics = metrics_of(tmp_path / "run")
     assert metrics["stopped"] == "finished"
@@ -155,8 +158,16 @@ def test_an_error_in_a_worker_names_it(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_stops_the_run_and_is_named() -> None:
-    with pytest.raises((dp.WorkerLostError, dp.ServerError), match=r"worker 1"):
-        train(f"{SMALL}:fatal", None, workers=2, worker_timeout_s=5.0)
+    with pytest.raises(dp.WorkerLostError, match=r"^worker 1 ended with signal SIGKILL"):
+        train(f"{SMALL}:fatal", None, workers=2, worker_timeout_s=60.0)
+
+
+def test_a_worker_that_hangs_stops_the_run_and_is_killed(tmp_path: Path) -> None:
+    with pytest.raises(dp.WorkerLostError, match=r"worker 1 was dropped .* of silence"):
+        train(f"{SMALL}:frozen", tmp_path / "run", workers=2, worker_timeout_s=4.0)
+    stopped = metrics_of(tmp_path / "run")["stopped"]
+    assert stopped.startswith("failed: WorkerLostError: server 0")
+    assert dp.load(tmp_path / "run").client.stats()
 
 
 def test_a_killed_worker_lets_the_others_go_on_where_it_may() -> None:
@@ -169,12 +180,26 @@ def test_a_killed_worker_lets_the_others_go_on_where_it_may() -> None:
 
 def test_a_killed_server_is_named(tmp_path: Path) -> None:
     run = load_run(f"{SMALL}:endless")
-    cluster = Cluster(servers=2, workers=1, deadline_s=4.0, worker_timeout_s=20.0)
+    cluster = Cluster(servers=2, workers=1, deadline_s=600.0, worker_timeout_s=600.0)
     chief = Chief(f"{SMALL}:endless", run, tmp_path / "run", cluster=cluster, quiet=True)
     threading.Timer(2.0, chief._children.servers[1].kill).start()
-    with pytest.raises((dp.ServerError, dp.WorkerLostError), match=r"server 1"):
+    with pytest.raises(dp.ServerError, match=KILLED):  # and not at a deadline
         chief.train()
     assert "no model was kept" in metrics_of(tmp_path / "run")["stopped"]
+
+
+def test_a_server_that_is_killed_during_an_evaluation_is_named() -> None:
+    chief: Chief
+
+    def killing(model: Any) -> dict[str, float]:
+        chief._children.servers[1].kill()
+        return {"mean": float(model(next(frame(32).batches())).mean())}  # which reads rows
+
+    run = replace(load_run(SMALL), eval_data=None, evaluate=killing)
+    cluster = Cluster(servers=2, workers=1, deadline_s=600.0, worker_timeout_s=600.0)
+    chief = Chief(SMALL, run, None, cluster=cluster, quiet=True)
+    with pytest.raises(dp.ServerError, match=r"^server 1 ended with signal SIGKILL"):
+        chief.train()
 
 
 def test_ctrl_c_stops_all_and_keeps_the_model(tmp_path: Path) -> None:
@@ -184,13 +209,13 @@ def test_ctrl_c_stops_all_and_keeps_the_model(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "logs" / "server-0.log"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     assert process.stdout is not None
     while "worker=0" not in process.stdout.readline():  # its first report
         assert time.monotonic() < until
     pids = [int(number) for number in re.findall(r"pid=(\d+)", log.read_text("utf-8"))]
     process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "interrupted" in out
     assert dp.load(tmp_path / "run").client.stats()
@@ -239,5 +264,5 @@ def test_all_started_by_hand_with_a_token(tmp_path: Path) -> None:
         cluster = Cluster(workers=2, addresses=(address,), starts_workers=False, security=security)
         metrics = Chief(SMALL, run, None, cluster=cluster, quiet=True).train()
         assert metrics["stopped"] == "finished"
-        assert [process.wait(30) for process in workers] == [0, 0]
+        assert [process.wait(300) for process in workers] == [0, 0]
         assert server.poll() is None  # it is not the chief's to end

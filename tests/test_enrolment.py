@@ -154,7 +154,7 @@ def test_a_question_without_an_answer_is_asked_again(
                 asked.acquire()
             leader.open(0)
 
-        given = at_once([enrolment.ask, open_late])[0]
+        given = at_once([lambda: enrolment.ask(), open_late])[0]
         assert (given.number, 0.0 < given.left_s <= LONG_S) == (1, True)
         enrolment.leave()
 

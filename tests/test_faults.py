@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,22 @@ import pytest
 
 from downpour.deployment import Deployment
 from downpour.errors import ServerLostError, ServerTimeoutError
+from downpour.parent import first_message, framed
 from downpour.remote import connect as connecting
 from downpour.remote.connect import connect
 from downpour.serving.process import LISTENING
-from tests.fault_runs import DEADLINE_S, KEYS, PLAN, push, reports, rows, until, within
+from tests.fault_runs import (
+    DEADLINE_S,
+    KEYS,
+    PLAN,
+    fails_in_time,
+    push,
+    reports,
+    rows,
+    served,
+    until,
+    within,
+)
 from tests.geo_runs import DENSE, DIM, NAMES, SIZE, TABLE
 from tests.processes import Process, ServerProcess, started
 from tests.servers import at_once
@@ -70,23 +83,22 @@ def test_a_call_of_a_server_that_hangs_ends_in_time(
     call: str, pair: list[ServerProcess], client: Any
 ) -> None:
     do, request = CALLS[call]
-    client.saved = client.export(TABLE)
-    rows(client), client.pull_dense(DENSE)
+    client.saved = served(lambda: client.export(TABLE))
+    served(lambda: rows(client)), served(lambda: client.pull_dense(DENSE))
     pair[1].stop()
     try:
         message = rf"server 1 \(.*{pair[1].port}\) did not answer {request} within 1 s"
-        with within(), pytest.raises(ServerTimeoutError, match=message):
-            do(client)
+        fails_in_time(lambda: do(client), ServerTimeoutError, message)
     finally:
         pair[1].go_on()
     if call != "restore":  # the table has rows
-        do(client)
+        served(lambda: do(client))
 
 
 def test_calls_of_all_threads_end_in_time_where_all_servers_hang(
     pair: list[ServerProcess], client: RemoteClient
 ) -> None:
-    rows(client)
+    served(lambda: rows(client))
     for server in pair:
         server.stop()
     try:
@@ -110,17 +122,15 @@ def test_a_server_that_died_is_lost_and_so_are_its_tables(monkeypatch: pytest.Mo
         addresses = [server.address for server in servers]
         calls = [CALLS[name][0] for name in ("push", "pull", "stats", "export")]
         with connect(PLAN, addresses, deadline_s=DEADLINE_S) as client:
-            push(client)
+            served(lambda: push(client))
             servers[1].kill()
             for call in calls:
-                with within(), pytest.raises(ServerLostError, match=r"server 1 .* reached for '"):
-                    call(client)
+                fails_in_time(partial(call, client), ServerLostError, r"server 1 .* reached for '")
             start_again(servers, 1)
             with pytest.raises(ServerLostError, match=r"server 1 .* without its tables, while"):
                 connect(PLAN, addresses)
             for call in calls:
-                with within(), pytest.raises(ServerLostError, match=r"server 1.* without its tab"):
-                    call(client)
+                fails_in_time(partial(call, client), ServerLostError, r"server 1.* without its tab")
         for place in range(2):
             start_again(servers, place)
         with connect(PLAN, addresses) as client:
@@ -171,7 +181,8 @@ child.wait()
 def test_a_server_ends_with_its_parent(tmp_path: Path) -> None:
     told = tmp_path / "told"
     deployment = Deployment(plan=PLAN, num_shards=1)
-    told.write_bytes(pickle.dumps([]) + pickle.dumps((deployment, 0)))
+    messages = [first_message(None), pickle.dumps([]), pickle.dumps((deployment, 0))]
+    told.write_bytes(b"".join(map(framed, messages)))
     with closing(Process(["-c", PARENT, str(told)])) as parent:
         address = parent.line().removeprefix(LISTENING).strip()
         with connect(PLAN, [address], deadline_s=DEADLINE_S) as client:

@@ -208,10 +208,14 @@ class Process:
 
     name: str
     exit_code: int | None
+    asked_by: int | None = None
 
     @property
     def pid(self) -> int:
         return hash(self.name)
+
+    def how_it_ended(self) -> str:
+        return f"{self.name} ended with exit code {self.exit_code}{self.last_words()}"
 
     def last_words(self) -> str:
         return ": no disk"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import downpour as dp
 from downpour.federated.update import ClipUpdate
-from downpour.train import make_plan
+from downpour.run_plan import make_plan
 from tests.federations import Turning, data_of, federation
 from tests.networks import Network, random_batches
 

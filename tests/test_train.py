@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 import downpour as dp
-from downpour.train import Trainer, is_compiled
+from downpour.train import Trainer
+from downpour.warm import is_compiled
 from tests.small_runs import FEATURES, Net, Stream, batches, click, frame, small_run
 from tests.test_events import read_scalars
 

@@ -9,19 +9,22 @@ import click
 
 from downpour.cli_federated import client, federated
 from downpour.cli_options import (
-    INTERRUPTED,
     LocalPath,
     change_options,
     changed,
     changed_run,
     clear_errors,
     cluster_of,
+    end_with,
+    named_options,
     patient,
     secured,
     security_of,
     split_addresses,
 )
+from downpour.errors import SettingError
 from downpour.local_path import WRITE_ELSEWHERE
+from downpour.parent import follow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from downpour.saved import SavedRun
 
 BATCH_SIZE = 8192
+AT_LEAST_1 = click.IntRange(min=1)
+PORT = click.IntRange(0, 65535)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,7 +75,7 @@ def plan(target: str, form: str) -> None:
 
         from downpour.plan.text import as_dict, lines
         from downpour.plan.traffic import traffic_of
-        from downpour.train import first_batch, plan_with
+        from downpour.run_plan import first_batch, plan_with
 
         run = _load(target)
         example = first_batch(run)
@@ -97,7 +102,7 @@ def plan(target: str, form: str) -> None:
 @click.option(
     "--connect", "addresses", help="HOST:PORT,... of servers that run, in place of --servers."
 )
-@click.option("--metrics-port", type=int, help="Where Prometheus finds the run's metrics.")
+@click.option("--metrics-port", type=PORT, help="Where Prometheus finds the run's metrics.")
 @changed
 @patient
 @secured
@@ -117,14 +122,15 @@ def train(
     """Train TARGET and write the run's folder, which the last line names.
 
     Without --servers and --connect the tables are in this process. With --connect the workers are
-    started elsewhere, by `downpour worker`. Ctrl-C stops after the step under way, keeps what was
-    trained, and exits with status 130.
+    started elsewhere, by `downpour worker`. Ctrl-C or SIGTERM stop after the step under way, keep
+    what was trained, and exit with status 130 or 143. A second one stops at once, without saving.
 
     Example: downpour train examples/movielens.py --servers 2 --workers 2
     """
     with clear_errors():
         from downpour.folder import default_folder
-        from downpour.train import Trainer, is_compiled
+        from downpour.train import Trainer
+        from downpour.warm import is_compiled
 
         if servers is not None and addresses is not None:
             raise click.UsageError("--servers starts servers, --connect names some; give one")
@@ -154,18 +160,18 @@ def train(
                 metrics_port=metrics_port,
                 quiet=quiet,
             )
-        metrics = trainer.train()
+        with named_options({"MetricsServer": "--metrics-port"}):
+            metrics = trainer.train()
         if not quiet:
             click.echo(_summary(metrics))
         click.echo(f"{folder}/ (report.html, metrics.json, plan.txt, events/, model/)")
-        if metrics["stopped"] == "interrupted":
-            raise SystemExit(INTERRUPTED)
+        end_with(trainer.stopped_by, trainer.unwritten)
 
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", type=int, default=0, show_default=True, help="0: any that is free.")
-@click.option("--max-message-mb", type=int, default=256, show_default=True)
+@click.option("--port", type=PORT, default=0, show_default=True, help="0: any that is free.")
+@click.option("--max-message-mb", type=AT_LEAST_1, default=256, show_default=True)
 @click.option(
     "--save-root",
     type=LocalPath(WRITE_ELSEWHERE, file_okay=False),
@@ -183,22 +189,23 @@ def server(
 ) -> None:
     """Serve a shard of the tables of the first client that connects.
 
-    The first line says the address. Ctrl-C, SIGTERM or the end of the run that started it end it.
-    Without a token it listens on this machine alone. With --tls-authority clients need
-    certificates of their own.
+    The first line says the address. Ctrl-C or SIGTERM end it, and its tables with it. Without a
+    token it listens on this machine alone. With --tls-authority clients need certificates of their
+    own.
 
     Example: downpour server --port 4600
     """
-    with clear_errors():
+    with clear_errors(of_parent=of_parent):
         from downpour.serving.process import run_server
 
+        parent = follow() if of_parent else None
         run_server(
             host=host,
             port=port,
-            security=security_of(settings),
+            security=security_of(settings, parent),
             max_message_mb=max_message_mb,
             save_root=save_root,
-            of_parent=of_parent,
+            parent=parent,
         )
 
 
@@ -233,17 +240,31 @@ def worker(
 
     Example: downpour worker model.py --servers a:4600,b:4600 --rank 0 --workers 2
     """
-    with clear_errors():
+    with clear_errors(of_parent=of_parent):
         from downpour.engine.worker_process import run_worker
 
-        run_worker(
+        parent = follow() if of_parent else None
+        cluster = cluster_of(
+            settings,
+            parent,
+            addresses_option="--servers",
+            workers=workers,
+            addresses=split_addresses(servers),
+        )
+        if not 0 <= rank < workers:
+            raise SettingError(
+                f"--rank must be from 0 to {workers - 1}, as there are {workers} --workers, got "
+                f"{rank}"
+            )
+        stopped_by = run_worker(
             changed_run(target, epochs, seed, consistency),
-            cluster_of(settings, workers=workers, addresses=split_addresses(servers)),
+            cluster,
             rank=rank,
             name=name,
             with_chief=chief,
-            of_parent=of_parent,
+            parent=parent,
         )
+        end_with(None if of_parent else stopped_by)
 
 
 @main.command()
@@ -254,9 +275,11 @@ def report(run_dir: Path) -> None:
     Example: downpour report runs/movielens
     """
     with clear_errors():
+        from downpour.disk import naming
         from downpour.report import write_report
 
-        click.echo(str(write_report(run_dir)))
+        with naming(run_dir / "report.html"):
+            click.echo(str(write_report(run_dir)))
 
 
 @main.command()
@@ -268,7 +291,7 @@ def report(run_dir: Path) -> None:
     required=True,
     help="A file: .parquet, .csv, .tsv, .arrow ...",
 )
-@click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
+@click.option("--batch-size", type=AT_LEAST_1, default=BATCH_SIZE, show_default=True)
 def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) -> None:
     """Score each row of FILE with the model of RUN_DIR, in their order, in column `score`.
 
@@ -289,7 +312,7 @@ def predict(run_dir: Path, file: tuple[str, ...], out: Path, batch_size: int) ->
 @main.command("eval")
 @click.argument("run_dir", type=LocalPath())
 @click.argument("file", nargs=-1, required=True)
-@click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
+@click.option("--batch-size", type=AT_LEAST_1, default=BATCH_SIZE, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(run_dir: Path, file: tuple[str, ...], batch_size: int, as_json: bool) -> None:
     """Measure the model of RUN_DIR on FILE, which has labels: AUC, logloss, COPC.

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from downpour.cli_options import (
-    INTERRUPTED,
     LocalPath,
     as_options,
     clear_errors,
     cluster_of,
+    end_with,
+    named_options,
     patient_rounds,
     secured,
     split_addresses,
 )
+from downpour.errors import SettingError
 from downpour.local_path import WRITE_ELSEWHERE
+from downpour.parent import follow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,8 +59,8 @@ def federated(
     """Run the federation of TARGET, whose function `federation` returns a downpour.Federation.
 
     On this machine each client and server is a process. With --connect the clients are started
-    elsewhere, by `downpour client`. Ctrl-C closes the round under way, keeps what was trained, and
-    exits with status 130.
+    elsewhere, by `downpour client`. Ctrl-C or SIGTERM close the round under way, keep what was
+    trained, and exit with status 130 or 143. A second one stops at once, without saving.
 
     Example: downpour federated examples/movielens_federated.py --clients 20
     """
@@ -66,7 +69,7 @@ def federated(
 
         from downpour.engine.coordinator import Coordinator
         from downpour.folder import default_folder
-        from downpour.train import is_compiled
+        from downpour.warm import is_compiled
 
         if servers is not None and addresses is not None:
             raise click.UsageError("--servers starts servers, --connect names some; give one")
@@ -93,8 +96,7 @@ def federated(
             click.echo(json.dumps({"folder": str(folder), **{it: metrics[it] for it in told}}))
         else:
             click.echo(f"{folder}/ (report.html, metrics.json, plan.txt, events/, model/)")
-        if metrics["stopped"] == "interrupted":
-            raise SystemExit(INTERRUPTED)
+        end_with(coordinator.stopped_by, coordinator.unwritten)
 
 
 @click.command()
@@ -124,20 +126,26 @@ def client(
 
     Example: downpour client model.py --servers a:4600,b:4600 --client 3
     """
-    with clear_errors():
+    with clear_errors(of_parent=of_parent):
         import logging
 
         from downpour.engine.client_process import run_client
 
+        parent = follow() if of_parent else None
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
-        run_client(
-            _changed(target, clients, rounds, seed),
-            cluster_of(settings, addresses=split_addresses(servers)),
-            client=number,
-            of_parent=of_parent,
+        federation = _changed(target, clients, rounds, seed)
+        if not 0 <= number < federation.clients:
+            raise SettingError(
+                f"--client must be from 0 to {federation.clients - 1}, as a federation of "
+                f"{federation.clients} clients has them, got {number}"
+            )
+        cluster = cluster_of(
+            settings, parent, addresses_option="--servers", addresses=split_addresses(servers)
         )
+        stopped_by = run_client(federation, cluster, client=number, parent=parent)
+        end_with(None if of_parent else stopped_by)
 
 
 def _changed(target: str, clients: int | None, rounds: int | None, seed: int | None) -> Federation:
@@ -147,4 +155,6 @@ def _changed(target: str, clients: int | None, rounds: int | None, seed: int | N
 
     federation = load(target, "federation", Federation)
     given: dict[str, Any] = {"clients": clients, "rounds": rounds, "seed": seed}
-    return replace(federation, **{k: v for k, v in given.items() if v is not None})
+    changes = {k: v for k, v in given.items() if v is not None}
+    with named_options({f"Federation.{name}": f"--{name}" for name in changes}):
+        return replace(federation, **changes)

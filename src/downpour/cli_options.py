@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +15,44 @@ from downpour.local_path import READ_ELSEWHERE, local_path
 from downpour.tracebacks import is_users, users_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from downpour.engine.cluster import Cluster
+    from downpour.parent import Parent
     from downpour.run import Run
     from downpour.security import Security
 
-INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+
+@contextlib.contextmanager
+def clear_errors(*, of_parent: bool = False) -> Iterator[None]:
+    """Errors that Downpour raises on purpose are a line, not a traceback; those of the user's code
+    have a traceback of that code alone.
+
+    Ctrl-C and SIGTERM end the command with the status that a shell gives for them, 130 and 143.
+    of_parent: of a process that a run has started, and ends.
+    """
+    from downpour.stopping import SIGNALLED, raising
+
+    try:
+        with raising(hard=not of_parent):
+            yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except KeyboardInterrupt as error:
+        click.echo(f"Error: {_line(str(error) or 'stopped by Ctrl-C', error)}", err=True)
+        raise SystemExit(SIGNALLED + getattr(error, "number", signal.SIGINT)) from error
+    except Exception as error:
+        if is_users(error) and not isinstance(error, DownpourError):
+            click.echo(users_text(error), err=True)
+            raise SystemExit(1) from None
+        if not isinstance(error, DownpourError | OSError):
+            raise
+        raise click.ClickException(_line(str(error), error)) from error
+
+
+def _line(text: str, error: BaseException) -> str:
+    """An error and its notes in one line."""
+    return " ".join("; ".join([text, *getattr(error, "__notes__", [])]).split())
 
 
 class LocalPath(click.Path):
@@ -39,22 +72,18 @@ class LocalPath(click.Path):
 
 
 @contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-    """Errors that Downpour raises on purpose are a line, not a traceback; those of the user's code
-    have a traceback of that code alone.
+def named_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Errors name the options that were typed, not the settings that these stand for.
+
+    options: by the name that a setting has in errors, as `Cluster.servers`.
     """
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit, click.Abort):
-        raise
-    except Exception as error:
-        if is_users(error) and not isinstance(error, DownpourError):
-            click.echo(users_text(error), err=True)
-            raise SystemExit(1) from None
-        if not isinstance(error, DownpourError | OSError):
-            raise
-        lines = [str(error), *getattr(error, "__notes__", [])]
-        raise click.ClickException(" ".join("; ".join(lines).split())) from error
+    except SettingError as error:
+        text = str(error)
+        for setting in sorted(options, key=len, reverse=True):
+            text = text.replace(setting, options[setting])
+        raise SettingError(text) from error
 
 
 def secured(command: Any) -> Any:
@@ -143,8 +172,6 @@ def changed(command: Any) -> Any:
 
 def changed_run(target: str, epochs: int | None, seed: int | None, consistency: str | None) -> Run:
     """The run of a target, with what the command line changes in it."""
-    from dataclasses import replace
-
     from downpour.consistency import BY_NAME
     from downpour.target import load_run
 
@@ -152,7 +179,8 @@ def changed_run(target: str, epochs: int | None, seed: int | None, consistency: 
     given: dict[str, Any] = {"epochs": epochs, "seed": seed}
     if consistency is not None and not isinstance(run.consistency, BY_NAME[consistency]):
         given["consistency"] = BY_NAME[consistency]()
-    return replace(run, **{k: v for k, v in given.items() if v is not None})
+    with named_options({"Run.epochs": "--epochs", "Run.seed": "--seed"}):
+        return replace(run, **{k: v for k, v in given.items() if v is not None})
 
 
 def change_options(epochs: int | None, seed: int | None, consistency: str | None) -> list[str]:
@@ -165,39 +193,79 @@ def as_options(given: Mapping[str, object]) -> list[str]:
     return [str(part) for name, v in given.items() if v is not None for part in (name, v)]
 
 
-def cluster_of(settings: dict[str, Any], **more: Any) -> Cluster:
-    """What `patient` or `patient_rounds`, and `secured` options say."""
+def cluster_of(
+    settings: dict[str, Any],
+    parent: Parent | None = None,
+    *,
+    addresses_option: str = "--connect",
+    **more: Any,
+) -> Cluster:
+    """What `patient` or `patient_rounds`, and `secured` options say.
+
+    addresses_option: that which names the servers, for errors.
+    """
     from downpour.engine.cluster import Cluster
     from downpour.plan.sections import Sections
 
-    if "on_worker_loss" in settings:
+    is_of_workers = "on_worker_loss" in settings
+    if is_of_workers:
         more["on_worker_loss"] = settings["on_worker_loss"]
-    return Cluster(
-        deadline_s=settings["deadline"],
-        worker_timeout_s=settings["silence"],
-        start_s=settings["start"],
-        sections=Sections(
-            min_size=settings["min_section"],
-            placement=settings["placement"],
-            split=settings["split"],
-        ),
-        security=security_of(settings),
-        **more,
-    )
+    options = {
+        "Cluster.servers": "--servers",
+        "Cluster.workers": "--workers",
+        "Cluster.addresses": addresses_option,
+        "Cluster.deadline_s": "--deadline",
+        "Cluster.worker_timeout_s": "--worker-timeout" if is_of_workers else "--client-timeout",
+        "Cluster.start_s": "--start",
+        "Sections.min_size": "--min-section",
+    }
+    with named_options(options):
+        return Cluster(
+            deadline_s=settings["deadline"],
+            worker_timeout_s=settings["silence"],
+            start_s=settings["start"],
+            sections=Sections(
+                min_size=settings["min_section"],
+                placement=settings["placement"],
+                split=settings["split"],
+            ),
+            security=security_of(settings, parent),
+            **more,
+        )
 
 
-def security_of(settings: dict[str, Any]) -> Security:
-    """What `secured` options say."""
+def security_of(settings: dict[str, Any], parent: Parent | None = None) -> Security:
+    """What `secured` options say; a process that a run has started is told the token by that."""
     from downpour.security import Security
 
-    return Security.of_files(
-        token_file=settings["token_file"],
-        certificate=settings["tls_certificate"],
-        key=settings["tls_key"],
-        authority=settings["tls_authority"],
-    )
+    options = {
+        "Security.token": "the token of --token-file",
+        "Security.certificate": "--tls-certificate",
+        "Security.key": "--tls-key",
+        "Security.authority": "--tls-authority",
+    }
+    with named_options(options):
+        security = Security.of_files(
+            token_file=settings["token_file"],
+            certificate=settings["tls_certificate"],
+            key=settings["tls_key"],
+            authority=settings["tls_authority"],
+        )
+    return security if parent is None else replace(security, token=parent.token)
 
 
 def split_addresses(addresses: str | None) -> tuple[str, ...]:
     """HOST:PORT,... one by one."""
-    return tuple(part.strip() for part in addresses.split(",")) if addresses else ()
+    return () if addresses is None else tuple(part.strip() for part in addresses.split(","))
+
+
+def end_with(stopped_by: int | None, unwritten: Sequence[str] = ()) -> None:
+    """End the command: with a status that says what has stopped it, or could not be written."""
+    from downpour.stopping import SIGNALLED
+
+    for each in unwritten:
+        click.echo(f"Error: {each}", err=True)
+    if stopped_by is not None:
+        raise SystemExit(SIGNALLED + stopped_by)
+    if unwritten:
+        raise SystemExit(1)

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from downpour.errors import SavedRunError
-from downpour.manifest import reading
 from downpour.errors import DownpourError, SavedRunError
+from downpour.manifest import reading
 from downpour.row_batches import read_rows, row_batches, rows_schema
 from downpour.tables.batches import is_finite
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,29 +15,31 @@ from downpour.client import embedded
 from downpour.data.ahead import read_ahead
 from downpour.early_stop import EarlyStopper
 from downpour.epoch import Epoch
-from downpour.errors import DataError, PlanError, SettingError
-from downpour.evaluate import Evaluation, evaluate, label_of, own_results
+from downpour.errors import DataError, DownpourError, PlanError, SettingError
+from downpour.evaluate import Evaluation, evaluate, own_results
 from downpour.history import History
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.model_tables import note_trained, tables_to_go_on_with
 from downpour.plan.losses import named_losses
 from downpour.progress import Progress
 from downpour.run_files import RunFiles
+from downpour.run_plan import check_labels, make_plan
 from downpour.sketch import DistinctCount
-from downpour.stopping import Stopping
-from downpour.tables import TableStats, kernels
+from downpour.stopping import StoppedAtOnce, Stopping
+from downpour.tables import TableStats
 from downpour.trial import try_evaluation
+from downpour.unwritten import SavedElsewhereError
 from downpour.warm import warm
 from downpour.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
+    from pathlib import Path
 
     from rich.console import Console
 
     from downpour.client import Client
     from downpour.features import Batch
-    from downpour.plan.plan import Plan
     from downpour.run import Run
 
 TABLES_EVERY = 10  # steps between two looks at the tables' sizes
@@ -51,6 +52,8 @@ class Trainer:
     None keeps nothing on disk. quiet: show nothing. `client` has the tables, `metrics()` what was
     measured.
     """
+
+    stops_after = "step"  # what Ctrl-C lets come to its end
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Trainer:
         self.history = History(name, run.settings(), str(self.plan))
         self.progress = Progress(epochs=run.epochs, quiet=quiet, console=console)
         self._programs = list(named_losses(run.losses))
-        self.files = RunFiles(self.folder)
+        self.files = RunFiles(self.folder, self.progress.say)
         self._early = EarlyStopper(run.early_stop, self.progress.say)
         self._best = BestModel(self.files, self.progress.say)
         self._epoch: Epoch | None = None  # the one under way
@@ -77,6 +80,8 @@ class Trainer:
         self._noted: set[str] = set()  # what was said of results that are not defined
         self._stopped: str | None = None
         self._has_begun = False
+        self._is_saved = False
+        self._stopping = Stopping(self.progress.say, after=self.stops_after)
         self._early.require_known(try_evaluation(run, self.plan))
         self.client = self._make_client()
         self.worker = Worker(self.plan, run.model, self.client, device=run.device)
@@ -96,8 +101,10 @@ class Trainer:
         """Train to the end, to the early stop, or to Ctrl-C; gives what metrics.json holds.
 
         Raises what the data, the model or the tables raise; what was trained until then is kept,
-        and `stopped` says so. A second Ctrl-C is a KeyboardInterrupt, and keeps no model. A trainer
-        trains once; SettingError where it has trained already.
+        and `stopped` says so. SIGTERM does what Ctrl-C does. A second one of them raises
+        StoppedAtOnce, a KeyboardInterrupt, and saves nothing more. An OSError where the model could
+        not be saved names a folder that has it instead, if any has; `unwritten` tells of other
+        files. A trainer trains once; SettingError where it has trained already.
         """
         if self._has_begun:
             raise SettingError(
@@ -110,28 +117,41 @@ class Trainer:
     def _train(self) -> dict[str, Any]:
         with contextlib.closing(self.files):
             self.files.open(self.run, self.plan)
-            return self._train_epochs()
-
-    def _train_epochs(self) -> dict[str, Any]:
-        torch.manual_seed(self.run.seed)
-        with self.progress, Stopping(self.progress.say) as stopping:
-            try:
+            torch.manual_seed(self.run.seed)
+            with self.progress:
                 self._warm()
-                for number in range(1, self.run.epochs + 1):
-                    self._train_epoch(number, stopping)
-                    if self._stopped:
-                        break
-                self._stopped = self._stopped or "finished"
-            except KeyboardInterrupt:
-                kept = self.files.best_text() or "no model"
-                self._stopped = f"failed: KeyboardInterrupt: stopped at once, {kept} was kept"
-                self._close(keep=False)
-                raise
-            except Exception as error:
-                self._fail(error)
-                raise
-            self._close()
-        return self.metrics()
+                with self._stopping as stopping:
+                    try:
+                        self._train_epochs(stopping)
+                        self._close()
+                    except KeyboardInterrupt as error:
+                        stopping.settle()
+                        self._stop_at_once(error)
+                        raise
+            return self.metrics()
+
+    def _train_epochs(self, stopping: Stopping) -> None:
+        try:
+            for number in range(1, self.run.epochs + 1):
+                self._train_epoch(number, stopping)
+                if stopping.requested and self._stopped is None:
+                    self._stopped = "interrupted"
+                if self._stopped:
+                    break
+            self._stopped = self._stopped or "finished"
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The number of the signal that stopped the run, or None."""
+        return self._stopping.number if self._stopped == "interrupted" else None
+
+    @property
+    def unwritten(self) -> list[str]:
+        """What could not be written into the folder, a sentence for each file."""
+        return self.files.unwritten
 
     def metrics(self) -> dict[str, Any]:
         """What was measured so far."""
@@ -237,19 +257,30 @@ class Trainer:
         self._write_metrics()
 
     def _evaluate(self, epoch: Epoch) -> bool:
-        """Evaluate as the run says, once a step; whether it is time to stop early."""
-        run, phases, start = self.run, self.worker.phases_s, time.perf_counter()
+        """Evaluate as the run says, once a step; whether it is time to stop early.
+
+        An evaluation that a signal breaks off does not count.
+        """
         is_evaluated = epoch.evaluated_at == self.history.step
-        if (run.eval_data is None and run.evaluate is None) or is_evaluated:
+        if (self.run.eval_data is None and self.run.evaluate is None) or is_evaluated:
             return False
         self.progress.start_evaluation()
+        try:
+            return self._evaluate_now(epoch)
+        except _BrokenOff:
+            return False
+
+    def _evaluate_now(self, epoch: Epoch) -> bool:
+        run, phases, start = self.run, self.worker.phases_s, time.perf_counter()
         pulled_s = phases["pull"]
         self.worker.pull_dense()
         note_trained(run.model, self.client)
         evaluation = Evaluation(results={}, samples=0, seconds=0.0)
         if run.eval_data is not None:
             with contextlib.closing(read_ahead(run.eval_data.batches(0))) as batches:
-                evaluation = evaluate(run.model, batches, run.predict, run.label, run.device)
+                evaluation = evaluate(
+                    run.model, self._watched(batches), run.predict, run.label, run.device
+                )
             for note in evaluation.notes:
                 if note not in self._noted:
                     self._noted.add(note)
@@ -271,6 +302,17 @@ class Trainer:
         phases["pull"] = pulled_s  # what was pulled meanwhile is in the evaluation's time
         return self._early.is_time
 
+    def _watched(self, batches: Iterable[Batch]) -> Generator[Batch]:
+        """Batches to evaluate on, until something ends the run or asks it to stop."""
+        for batch in batches:
+            self._look_around()
+            if self._stopping.requested:
+                raise _BrokenOff
+            yield batch
+
+    def _look_around(self) -> None:
+        """Raise what ends the run, though this process does something else meanwhile."""
+
     def _warm(self) -> None:
         """Compile or load the kernels of a step, so that no epoch's time has that in it."""
         start = time.perf_counter()
@@ -285,7 +327,14 @@ class Trainer:
             summary, results = self._epoch.summary(), self._epoch.results
             self.history.add_epoch(summary | ({"eval": results} if results else {}))
         self._look_at_tables()
-        self._close(after=error)
+        try:
+            self._close(after=error)
+        except OSError as unsaved:
+            if isinstance(unsaved, DownpourError):
+                raise
+            for note in (str(unsaved), *getattr(unsaved, "__notes__", [])):
+                error.add_note(note)
+            return
         if self.folder is not None and self.history.step:
             kept = self.files.best_text() or "what was trained until then"
             error.add_note(f"{kept} is kept in {self.folder}/")
@@ -299,22 +348,34 @@ class Trainer:
         self._stopped = f"failed: {kept}: {type(error).__name__}: {error}"
         self._close(keep=False)
 
+    def _stop_at_once(self, error: KeyboardInterrupt) -> None:
+        """After a second signal: save nothing more, and say what there is."""
+        if not self._is_saved:
+            why = str(error) if isinstance(error, StoppedAtOnce) else "stopped at once"
+            kept = f"{text} is kept" if (text := self.files.best_text()) else "no model was saved"
+            self._stopped = f"failed: KeyboardInterrupt: {why}, {kept}"
+            error.add_note(kept)
+        self._close(keep=False)
+
     def _close(self, *, keep: bool = True, after: Exception | None = None) -> None:
-        """End the threads and write what is left to write: the model as well, if `keep`.
+        """Write what is left to write: the model as well, if `keep`.
 
         after: the error that has ended the run.
         """
         try:
             if keep:
                 self._keep(after)
-        except BaseException as error:
-            self._stopped = f"failed: no model was kept: {type(error).__name__}: {error}"
+                self._is_saved = True
+        except Exception as error:
+            is_kept = isinstance(error, SavedElsewhereError)
+            what = "" if is_kept else f"no model was kept: {type(error).__name__}: "
+            self._stopped = f"failed: {what}{error}"
             raise
         finally:
             self.files.end_events()
             self._write_metrics()
         if keep:
-            self.files.write_report()
+            self.files.write_report(self.metrics())
 
     def _keep(self, after: Exception | None) -> None:
         """Leave the tables' values in the model, or those of the best evaluation, and save them."""
@@ -362,43 +423,5 @@ class Trainer:
         self.files.write_metrics(self.metrics())
 
 
-def check_labels(run: Run, batch: Batch) -> None:
-    """The label that evaluation will read must be in training, too. Raises DataError."""
-    if run.eval_data is not None:
-        label_of(batch, run.label)
-
-
-def is_compiled() -> bool:
-    """Whether this machine has compiled the kernels before."""
-    kernel: Any = kernels.pull  # of its file's kernels, the one that calls most of them
-    code = kernel.py_func.__code__
-    index = f"*.{code.co_name}-{code.co_firstlineno}.*.nbi"
-    return any(Path(kernel.stats.cache_path).glob(index))
-
-
-def make_plan(run: Run) -> Plan:
-    """Plan a run's losses with its first batch. DataError where there is none."""
-    return plan_with(run, first_batch(run))
-
-
-def first_batch(run: Run) -> Batch:
-    """The first batch of a run's data that has a sample. DataError where there is none."""
-    for batch in run.data.batches(0):
-        if batch.size:
-            return batch
-    raise DataError(f"trained on nothing: {run.data!r} gave no sample")
-
-
-def plan_with(run: Run, example: Batch) -> Plan:
-    """Plan a run's losses with an example batch, the model on the run's device from then on."""
-    run.model.to(run.device)
-    return run.optimizer.minimize(
-        run.losses,
-        model=run.model,
-        example=example.to(run.device),
-        startup=run.startup,
-        parameter_list=run.parameter_list,
-        no_grad_set=run.no_grad_set,
-        strategy=run.strategy,
-        seed=run.seed,
-    )
+class _BrokenOff(Exception):  # noqa: N818 (it is no error)
+    """An evaluation ends before its time."""

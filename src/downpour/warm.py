@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from downpour.accessor import CtrAccessor
 from downpour.server import Server
-from downpour.tables import dedup, partition, segment_sum
+from downpour.tables import dedup, kernels, partition, segment_sum
 from downpour.tables.batches import bits_of, same_bits
 from downpour.tables.pushes import PUSH_CLICK, PUSH_SHOW
 
@@ -45,3 +46,11 @@ def warm(plan: Plan, *, served: bool = False) -> None:
     if served:
         segment_sum(np.zeros((1, 1), np.float32), dedup(key)[1], 1)
     partition(key, 2)
+
+
+def is_compiled() -> bool:
+    """Whether this machine has compiled the kernels before."""
+    kernel: Any = kernels.pull  # of its file's kernels, the one that calls most of them
+    code = kernel.py_func.__code__
+    index = f"*.{code.co_name}-{code.co_firstlineno}.*.nbi"
+    return any(Path(kernel.stats.cache_path).glob(index))

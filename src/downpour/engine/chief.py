@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,16 @@ from safetensors.torch import load as tensors_of
 
 from downpour.cluster_report import ClusterReport, ServerReport, WorkerReport
 from downpour.engine.children import Children
+from downpour.engine.lookout import Lookout
 from downpour.engine.processes import STOP_S, cluster_options
+from downpour.engine.worker_loop import INTERRUPTED
 from downpour.epoch import Epoch
-from downpour.errors import DataError, ServerError
+from downpour.errors import DataError, DownpourError, ServerError, WorkerLostError
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.model_tables import refuse_trained
 from downpour.plan.specs import plan_name
+from downpour.remote.membership import client_of
+from downpour.serving.members import CHIEF
 from downpour.train import Trainer
 from downpour.warm import warm
 
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from downpour.stopping import Stopping
 
 LOOK_S = 0.5  # between two looks at workers and servers
+SETTLE_S = 0.05  # between two looks whether workers have stopped
 
 
 class Chief(Trainer):
@@ -57,7 +63,7 @@ class Chief(Trainer):
         quiet: bool = False,
         console: Console | None = None,
     ) -> None:
-        self.cluster = cluster
+        self.cluster = cluster.secured()
         self._target, self._worker_options = target, tuple(worker_options)
         self._metrics_port = metrics_port
         may_go = cluster.on_worker_loss == "continue"
@@ -69,9 +75,11 @@ class Chief(Trainer):
         self._exits = contextlib.ExitStack()
         try:
             super().__init__(run, folder, quiet=quiet, console=console)
-        except BaseException:
+        except BaseException as error:
             self._exits.close()
-            self._children.end()
+            if hasattr(self, "client"):
+                self.client.abandon(f"{type(error).__name__}: {error}")
+            self._children.end_at_once()
             raise
 
     client: RemoteClient
@@ -81,12 +89,15 @@ class Chief(Trainer):
         have is kept.
         """
         try:
-            metrics = super()._train()
+            with Lookout(self._look_around, self.progress.say) as self._lookout:
+                metrics = super()._train()
             self.client.close()
             self._children.end(STOP_S)
             return metrics
         except BaseException as error:
             self.client.abandon(f"{type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt):
+                self._children.end_at_once()
             raise
         finally:
             self._exits.close()
@@ -117,9 +128,17 @@ class Chief(Trainer):
             self._start_workers(addresses, name)
         else:
             name = "run"
-        client = cluster.connect(self.plan, addresses, rank=-1, run=name, with_chief=True)
+        client = cluster.connect(
+            self.plan,
+            addresses,
+            rank=CHIEF,
+            run=name,
+            with_chief=True,
+            watch=self._children.require_server,
+        )
         assert client.membership is not None
-        client.membership.watch = self._children.look
+        client.membership.watch = self._look_around
+        client.membership.poll_s = LOOK_S
         self._member: Membership = client.membership
         return client
 
@@ -135,7 +154,9 @@ class Chief(Trainer):
         threads = max(1, (os.cpu_count() or 1) // cluster.workers)  # of torch, in each
         for rank in range(cluster.workers):
             arguments = ["worker", self._target, "--rank", str(rank), *shared]
-            self._children.start_trainer(f"worker {rank}", arguments, threads)
+            self._children.start_trainer(
+                f"worker {rank}", arguments, threads, cluster.security.token
+            )
 
     def _warm(self) -> None:
         self.worker.phases_s["compile"] += self._compile_s
@@ -156,23 +177,49 @@ class Chief(Trainer):
         met = None
         while met is None:
             met = self._member.come(f"epoch {number} trained", with_chief=True, wait_s=LOOK_S)
-            self._children.look()
+            self._look_around()
             self._look()
-            if stopping.requested and self._stopped is None:
-                self._halt("interrupted")
+            self._hear(stopping)
             if self._is_time() and self._stopped is None and self._evaluate(epoch):
                 self._halt("early_stop")
         parts = {rank: json.loads(text) for rank, text in met.items() if rank >= 0}
         self._gather(epoch, parts)
-        if epoch.samples == 0:
+        if self._stopped is None and (not parts or any(it["stop"] for it in parts.values())):
+            stopping.request(signal.SIGTERM)  # it has asked all workers to leave, or one to stop
+            self._stopped = INTERRUPTED
+        elif epoch.samples == 0:
             raise DataError(
                 f"trained on nothing: epoch {number} of {self.run.data!r} gave no sample"
             )
         self.worker.pull_dense()
-        self._take_buffers(parts[min(parts)]["buffers"])
+        if parts:
+            self._take_buffers(parts[min(parts)]["buffers"])
         self._end_epoch(epoch)
+        self._hear(stopping)
         told = json.dumps({"stop": self._stopped})
         self._member.meet(f"epoch {number} over", told, with_chief=True)
+
+    def _hear(self, stopping: Stopping) -> None:
+        """Stop all workers where this process, or another of the run, was sent a signal."""
+        asked_by = self._children.asked_by
+        if asked_by is None and self._member.stop_reason == INTERRUPTED:
+            asked_by = signal.SIGTERM
+        if asked_by is not None:
+            stopping.request(asked_by)
+        if stopping.requested and self._stopped is None:
+            self._halt(INTERRUPTED)
+
+    def _look_around(self) -> None:
+        """Raise what ends the run: a process of it has ended, or a worker was lost."""
+        self._member.check()
+        try:
+            self._children.look()
+        except WorkerLostError:
+            with contextlib.suppress(ServerError):
+                self._member.beat(LOOK_S)  # one that failed has told why
+            raise
+        for end in self._children.ends():  # of workers without whom the others may go on
+            self.progress.say(end)
 
     def _halt(self, why: str) -> None:
         self._stopped = why
@@ -260,13 +307,45 @@ class Chief(Trainer):
     # Ending.
 
     def _fail(self, error: Exception) -> None:
-        """Keep what the servers still have."""
+        """Stop the workers, and then keep what the servers still have."""
+        self._lookout.noticed()
+        self.progress.say(f"the run stops: {error}")
         try:
+            self._stop_workers(error)
             self._look()
             super()._fail(error)
-        except ServerError as lost:
+        except DownpourError as lost:
             self._lose(error, lost)
 
     def _restore_tables(self) -> None:
         if self.cluster.addresses:  # those that were started here end now
             self._best.restore_servers(self.client)
+
+    def _stop_workers(self, error: Exception) -> None:
+        """Let the workers stop, and see to it that no server takes a push after that.
+
+        They end a step that all have agreed on, and hear that the run has stopped. Who does not,
+        as it hangs, might go on while the tables are saved.
+        """
+        self._children.look_at_servers()
+        self._member.leave(f"{type(error).__name__}: {error}")
+        until = time.monotonic() + min(STOP_S, self.cluster.worker_timeout_s)
+        while (going := self._going()) and time.monotonic() < until:
+            if not any(self._children.is_going(f"worker {rank}") for rank in going):
+                break
+            time.sleep(SETTLE_S)
+        members = self._member.members()
+        clients = [client_of(it["rank"], it["incarnation"]) for it in members if it["rank"] >= 0]
+        for server in self.client.remote:
+            server.ask("dismiss", {"clients": clients})
+        self._children.end_trainers(0.0)
+        committed = {server.greet()["committed"] for server in self.client.remote}
+        if len(committed) > 1:
+            error.add_note(
+                f"a worker was lost amid a commit: the servers are at steps {sorted(committed)}"
+            )
+
+    def _going(self) -> list[int]:
+        """The workers that take part still."""
+        members = self._member.members()
+        return [it["rank"] for it in members if it["rank"] >= 0 and it["state"] == "running"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from itertools import count, islice
 from typing import TYPE_CHECKING
@@ -12,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from downpour.deployment import Deployment
-from downpour.engine.worker_process import follow_parent
 from downpour.errors import DataError, RefusedError, RoundClosedError, WorkerLostError
 from downpour.federated.local import LocalModel
 from downpour.plan.losses import named_losses
 from downpour.remote.connect import open_servers
 from downpour.remote.enrolment import Enrolment
 from downpour.remote.rounds import RoundClient
-from downpour.train import check_labels, make_plan
+from downpour.run_plan import check_labels, make_plan
+from downpour.stopping import Stopping
 from downpour.warm import warm
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from downpour.features import Batch
     from downpour.federated.federation import Federation
     from downpour.federated.methods import FedAvg
+    from downpour.parent import Parent
     from downpour.plan.plan import Plan
     from downpour.remote.enrolment import Round
     from downpour.remote.server import RemoteServer
@@ -39,23 +39,31 @@ LOG = logging.getLogger("downpour.client")
 LOOK_S = 1.0  # between two looks whether a round goes on, or a place is free
 
 
-def run_client(federation: Federation, cluster: Cluster, *, client: int, of_parent: bool) -> None:
+def run_client(
+    federation: Federation, cluster: Cluster, *, client: int, parent: Parent | None = None
+) -> int | None:
     """Plan the federation with this client's data, enroll, and train in the rounds it is asked to.
 
-    of_parent: end when stdin does, as then the process that started this one is gone.
+    parent: the process that has started this one, if one has. Gives the number of the signal that
+    has asked this client to stop, None where none has. Before it is enrolled a signal raises.
     """
-    if of_parent:
-        threading.Thread(target=follow_parent, daemon=True).start()
     run = federation.run_of(client)
     plan = make_plan(run)
     warm(plan)
     connected = connect_client(federation, plan, cluster, client)
+    if parent is not None:
+        parent.started()
     try:
-        ClientLoop(federation, run, plan, connected).train()
-        connected.close()
+        with Stopping(LOG.warning) as stopping:
+            ClientLoop(federation, run, plan, connected, stopping).train()
+            connected.close()
+    except KeyboardInterrupt as error:
+        connected.abandon(f"it was {error}" if str(error) else "it was stopped by Ctrl-C")
+        raise
     except BaseException as error:
         connected.abandon(f"{type(error).__name__}: {error}")
         raise
+    return stopping.number
 
 
 def connect_client(
@@ -106,10 +114,22 @@ def _enrolled(
 
 
 class ClientLoop:
-    """Trains in each round that the client is sampled in, on the data of its `run`."""
+    """Trains in each round that the client is sampled in, on the data of its `run`.
 
-    def __init__(self, federation: Federation, run: Run, plan: Plan, client: RoundClient) -> None:
+    Once `stopping` is requested it leaves after the step under way, and the round goes on without
+    its update.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        run: Run,
+        plan: Plan,
+        client: RoundClient,
+        stopping: Stopping,
+    ) -> None:
         self.federation, self.run, self.client = federation, run, client
+        self._stopping = stopping
         self.local = LocalModel(
             plan,
             federation.model,
@@ -131,7 +151,7 @@ class ClientLoop:
         enrolment = self.client.enrolment
         torch.manual_seed(self.federation.seed + enrolment.client)
         refused: tuple[int, RefusedError] | None = None
-        while (given := enrolment.ask()) is not None:
+        while (given := enrolment.ask(lambda: self._stopping.requested)) is not None:
             if refused is not None and refused[0] == given.number:  # it would be once more
                 raise refused[1]
             try:
@@ -139,6 +159,8 @@ class ClientLoop:
             except RefusedError as error:  # late, or taken for lost: the next round may have it
                 LOG.warning("event=refused round=%d reason=%s", given.number, error)
                 refused = given.number, error
+            if self._stopping.requested:
+                break
         LOG.info("event=over reason=%s", enrolment.why_over)
         if enrolment.why_over is not None and enrolment.why_over.startswith("failed"):
             raise WorkerLostError(f"the coordinator has ended the federation: {enrolment.why_over}")
@@ -153,6 +175,9 @@ class ClientLoop:
         self.federation.model.train()
         self.local.recv(batches)
         for batch in batches:
+            if self._stopping.requested:
+                LOG.warning("event=stopped round=%d reason=a signal", given.number)
+                return
             self._look(given.number)
             for program in self._programs:
                 self.local.step(program, batch)

@@ -32,6 +32,7 @@ class Clients:
 
     def start(self, target: str, addresses: Sequence[str], changes: Sequence[str]) -> None:
         """Start a process for each; `changes` are options that change what `target` gives."""
+        token = self._cluster.security.token
         cluster = self._cluster
         shared = [
             *("--servers", ",".join(addresses), "--clients", str(self._number)),
@@ -41,10 +42,10 @@ class Clients:
         ]
         for client in range(self._number):
             arguments = ["client", target, "--client", str(client), *shared]
-            self._children.start_trainer(f"client {client}", arguments, 1)
+            self._children.start_trainer(f"client {client}", arguments, 1, token)
 
     def wait(self, coordination: Coordination, stopping: Stopping, *, for_all: bool) -> list[int]:
-        """Those that are here, once all are or no more will come; none after a Ctrl-C.
+        """Those that are here, once all are or no more will come; none after Ctrl-C or SIGTERM.
 
         for_all: else one is enough. Raises WorkerLostError where none comes within `start_s`
         seconds, ServerError for a server's process that has ended.
@@ -55,6 +56,7 @@ class Clients:
         while not stopping.requested:
             present = self.present(coordination)
             self.look()
+            self.hear(stopping)
             is_late = time.monotonic() > until
             if present and (is_late or len(present) >= wanted - self._num_ended()):
                 if len(present) < wanted:
@@ -76,6 +78,11 @@ class Clients:
         self._children.look()
         for end in self._children.ends():
             self._say(end)
+
+    def hear(self, stopping: Stopping) -> None:
+        """Stop where somebody has asked a server that was started here to."""
+        if self._children.asked_by is not None:
+            stopping.request(self._children.asked_by)
 
     def _num_ended(self) -> int:
         """How many processes that were started here have ended."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from downpour.errors import SettingError
 from downpour.plan.sections import Sections
@@ -57,9 +58,21 @@ class Cluster:
             if type(seconds) not in (int, float) or not 0.0 < float(str(seconds)) < 1e6:
                 raise SettingError(f"Cluster.{name} must be seconds > 0, got {seconds!r}")
         for i, address in enumerate(self.addresses):
-            Endpoint(address, i)
+            try:
+                Endpoint(address, i)
+            except SettingError as error:
+                raise SettingError(f"Cluster.addresses: {error}") from None
         if len({*self.addresses}) < len(self.addresses):
             raise SettingError(f"Cluster.addresses must be different, got {self.addresses}")
+
+    def secured(self) -> Cluster:
+        """As it is, but servers that are started here have a token if they had none.
+
+        Loopback is open to everybody on this machine. The processes of a run are told over a pipe.
+        """
+        if self.addresses or self.security.token is not None:
+            return self
+        return replace(self, security=replace(self.security, token=secrets.token_hex(32)))
 
     def connect(
         self,
@@ -70,6 +83,7 @@ class Cluster:
         run: str,
         with_chief: bool,
         consistency: Consistency | None = None,
+        **more: Any,
     ) -> RemoteClient:
         """Join a run of this cluster as one of its members; see `downpour.connect`."""
         return connect(
@@ -86,4 +100,5 @@ class Cluster:
             worker_timeout_s=self.worker_timeout_s,
             security=self.security,
             sections=self.sections,
+            **more,
         )

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from downpour.deployment import Deployment
 from downpour.engine.children import Children
 from downpour.engine.clients import Clients
+from downpour.engine.lookout import Lookout
 from downpour.engine.processes import STOP_S
 from downpour.epoch import Epoch
-from downpour.errors import DownpourError, RefusedError, ServerError, WorkerLostError
+from downpour.errors import DownpourError, RefusedError, WorkerLostError
 from downpour.federated.local_checks import refuse_plan
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.model_tables import refuse_trained
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 SETTLE_S = 0.002  # between two looks whether servers have committed
 LOOK_S = 0.5  # between two looks at clients and servers
-UNREACHED_S = 2.0  # how long a server is tried before its process is looked at
 
 
 class Coordinator(Trainer):
@@ -51,6 +51,7 @@ class Coordinator(Trainer):
     """
 
     client: StagingClient
+    stops_after = "round"
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Coordinator(Trainer):
         quiet: bool = False,
         console: Console | None = None,
     ) -> None:
-        self.federation, self.cluster = federation, cluster
+        self.federation, self.cluster = federation, cluster.secured()
         self.rounds: list[dict[str, Any]] = []
         self._target, self._changes = target, tuple(changes)
         folder = None if folder is None else local_path(folder, "the run's folder", WRITE_ELSEWHERE)
@@ -82,6 +83,7 @@ class Coordinator(Trainer):
             self.progress.state.unit = "round"
             self._begin()
         except BaseException:
+            self._children.end_at_once()
             self._exits.close()
             raise
 
@@ -90,15 +92,16 @@ class Coordinator(Trainer):
         few clients are heard from.
         """
         try:
-            metrics = super()._train()
+            with Lookout(self._children.look, self.progress.say) as self._lookout:
+                metrics = super()._train()
             self._coordination.end(metrics["stopped"])
             self.client.close()
             self._children.end(STOP_S)
             return metrics
         except BaseException as error:
-            with contextlib.suppress(ServerError):
-                self._children.look()  # a server that has ended here cannot be told
-                self._coordination.end(f"failed: {type(error).__name__}: {error}")
+            self._coordination.end(f"failed: {type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt):
+                self._children.end_at_once()
             raise
         finally:
             self._exits.close()
@@ -139,6 +142,7 @@ class Coordinator(Trainer):
             deadline_s=cluster.deadline_s,
             start_s=cluster.start_s,
             security=cluster.security,
+            watch=self._children.require_server,
         )
         client = StagingClient(deployment, servers, rank=CHIEF, start_s=cluster.start_s)
         self._exits.callback(client.abandon, None)
@@ -170,20 +174,13 @@ class Coordinator(Trainer):
     # Rounds.
 
     def _train_epoch(self, number: int, stopping: Stopping) -> None:
-        try:
-            self._train_round(number, stopping)
-        except ServerError:
-            time.sleep(LOOK_S / 5)  # a process that was killed has ended a moment later
-            self._children.look()  # of one that was started here, how it has ended says more
-            raise
-
-    def _train_round(self, number: int, stopping: Stopping) -> None:
         present = self._clients.wait(self._coordination, stopping, for_all=number == 1)
         if not present:
             self._stopped = "interrupted"
             return
         epoch = self._epoch = Epoch(number)
         self.progress.start_epoch(number)
+        self._dropped: set[str] = set()
         view = self._run_round(present, stopping)
         if stopping.requested:
             self._stopped = "interrupted"
@@ -204,25 +201,25 @@ class Coordinator(Trainer):
         self._coordination.open(number, sampled, deadline_s)
         until = time.monotonic() + deadline_s
         while True:
-            view = self._watch(min(LOOK_S, max(until - time.monotonic(), 0.0)))
-            self._clients.look()
+            view = self._coordination.watch(min(LOOK_S, max(until - time.monotonic(), 0.0)))
+            self._look_around()
+            self._clients.hear(stopping)
+            self._tell_dropped(view)
             waits_for = len(view["sampled"]) - len(view["reports"]) - len(view["dropped"])
             if not waits_for or stopping.requested or time.monotonic() >= until:
                 return self._coordination.close(number)
 
-    def _watch(self, wait_s: float) -> dict[str, Any]:
-        """How the round stands after so long. Servers' processes are looked at where one is mute.
+    def _look_around(self) -> None:
+        """Raise what ends the federation: a server of it has ended, or it is taken for lost."""
+        self._clients.look()
+        self._coordination.check()
 
-        Raises ServerError.
-        """
-        until = time.monotonic() + self.cluster.deadline_s
-        while True:
-            try:
-                return self._coordination.watch(wait_s, wait_s + UNREACHED_S)
-            except ServerError:
-                self._children.look()
-                if time.monotonic() > until:
-                    raise
+    def _tell_dropped(self, view: Mapping[str, Any]) -> None:
+        """Name the clients that a round has lost, as soon as that is known."""
+        for client, why in view["dropped"].items():
+            if client not in self._dropped:
+                self._dropped.add(client)
+                self.progress.say(f"round {view['round']}: client {client} was dropped: {why}")
 
     def _commit(self, view: Mapping[str, Any]) -> None:
         """Let all servers take the mean of what was heard, if it is enough."""
@@ -288,8 +285,7 @@ class Coordinator(Trainer):
                 "seconds": seconds,
             }
         )
-        for client, why in view["dropped"].items():
-            self.progress.say(f"round {view['round']}: client {client} was dropped: {why}")
+        self._tell_dropped(view)
         if not self._is_committed:
             self.progress.say(f"round {view['round']}: no quorum, so nothing was applied")
         self._write_metrics()
@@ -298,6 +294,8 @@ class Coordinator(Trainer):
 
     def _fail(self, error: Exception) -> None:
         """Keep what the servers still have."""
+        self._lookout.noticed()
+        self.progress.say(f"the federation stops: {error}")
         try:
             self._children.look()
             super()._fail(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,8 @@ import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from downpour.errors import ServerError
-from downpour.serving.process import LISTENING
+from downpour.parent import first_message, framed
+from downpour.serving.process import ASKED, LISTENING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,19 +24,29 @@ if TYPE_CHECKING:
     from downpour.engine.cluster import Cluster
     from downpour.security import Security
 
-STOP_S = 10.0  # how long a process may take to end
+STOP_S = 10.0  # how long a process may take to end by itself
+END_S = 1.0  # and where nothing of it is wanted any more
+TAIL_BYTES = 1 << 16  # of a log, in which its last line is looked for
 
 
 class Child:
     """One process of a run. It ends when its stdin does, so it never outlives this one.
 
-    Its output goes to `log`, or nowhere.
+    Its output goes to `log`, or nowhere. token: that of the servers; it is told over stdin, where
+    nobody else on the machine sees it.
     """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], log: Path | None, threads: int | None = None
+        self,
+        name: str,
+        arguments: Sequence[str],
+        log: Path | None,
+        *,
+        token: str | None,
+        threads: int | None = None,
     ) -> None:
         self.name, self.log = name, log
+        self.asked_by: int | None = None  # the signal by which somebody has asked it to stop
         self._output: BinaryIO | None = None if log is None else log.open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "downpour", *arguments],
@@ -46,10 +58,17 @@ class Child:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self.stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._has_line = threading.Event()
         self._first_line = ""
+        self.tell(first_message(token))
         threading.Thread(target=self._read, name=f"downpour {name}", daemon=True).start()
+
+    def tell(self, message: bytes) -> None:
+        """Send it a message over stdin; one that has ended is seen by its exit code."""
+        with contextlib.suppress(OSError):
+            self._stdin.write(framed(message))
+            self._stdin.flush()
 
     @property
     def pid(self) -> int:
@@ -66,16 +85,25 @@ class Child:
         until = time.monotonic() + timeout_s
         while not self._has_line.wait(0.1):
             if self.exit_code is not None and not self._has_line.wait(1.0):
-                raise ServerError(f"{self.name} ended with {self.exit_code}{self.last_words()}")
+                raise ServerError(self.how_it_ended())
             if time.monotonic() > until:
                 raise ServerError(f"{self.name} was not there within {timeout_s:g} s")
         return self._first_line
 
+    def how_it_ended(self) -> str:
+        """Of one that has ended: its exit code or signal, and the end of its log."""
+        return f"{self.name} ended with {_said(self.exit_code)}{self.last_words()}"
+
     def last_words(self) -> str:
         """The end of its log."""
-        if self.log is None or not self.log.is_file():
+        if self.log is None:
             return ""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(self.log.stat().st_size - TAIL_BYTES, 0))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:  # somebody has removed it
+            return ""
         return f": {lines[-1][:500]} (see {self.log})" if lines else ""
 
     def wait(self, seconds: float) -> None:
@@ -86,29 +114,32 @@ class Child:
     def let_go(self) -> None:
         """Close its stdin, at which it ends."""
         with contextlib.suppress(OSError):
-            self.stdin.close()
+            self._stdin.close()
 
     def end(self, patience_s: float = STOP_S) -> None:
-        """Let it go, and end it where it has not ended so many seconds later."""
+        """Let it go, and kill it where it has not ended so many seconds later."""
         self.let_go()
         self.wait(patience_s)
         if self.exit_code is None:
             self._process.kill()
             self._process.wait()
         if self._output is not None:
-            self._output.close()
+            with contextlib.suppress(OSError):  # its disk is full
+                self._output.close()
 
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()
 
     def _read(self) -> None:
-        """Pass on what it prints to its log, but for the first line."""
+        """Pass on what it prints to its log, but for the first line and what is meant for us."""
         with self._stdout as lines:
             for line in lines:
                 if not self._has_line.is_set():
                     self._first_line = line.decode(errors="replace").strip()
                     self._has_line.set()
+                elif line.startswith(ASKED.encode()):
+                    self.asked_by = int(line.removeprefix(ASKED.encode()))
                 elif self._output is not None:
                     with contextlib.suppress(ValueError, OSError):
                         self._output.write(line)
@@ -117,12 +148,15 @@ class Child:
 def start_server(deployment: Deployment, shard: int, log: Path | None, security: Security) -> Child:
     """Start the server of a shard on loopback; `address_of` waits for it."""
     child = Child(
-        f"server {shard}", ["server", "--of-parent", *security_options(security)], log, threads=1
+        f"server {shard}",
+        ["server", "--of-parent", *security_options(security)],
+        log,
+        token=security.token,
+        threads=1,
     )
     # Rules of the user's own are in modules that this process has on its path.
-    pickle.dump([path for path in sys.path if path], child.stdin)
-    pickle.dump((deployment, shard), child.stdin)
-    child.stdin.flush()
+    child.tell(pickle.dumps([path for path in sys.path if path]))
+    child.tell(pickle.dumps((deployment, shard)))
     return child
 
 
@@ -146,9 +180,8 @@ def cluster_options(cluster: Cluster) -> list[str]:
 
 
 def security_options(security: Security) -> list[str]:
-    """As the command line has it; a token goes by file."""
+    """As the command line has it, but for the token, which a child is told over stdin."""
     options = {
-        "--token-file": security.token_file,
         "--tls-certificate": security.certificate,
         "--tls-key": security.key,
         "--tls-authority": security.authority,
@@ -165,3 +198,13 @@ def _environment(threads: int | None) -> dict[str, str]:
     if threads is not None:
         own.setdefault("OMP_NUM_THREADS", str(threads))
     return own
+
+
+def _said(code: int | None) -> str:
+    """How a process has ended."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # one that has no name
+        return f"signal {-code}"

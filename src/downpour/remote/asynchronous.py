@@ -122,6 +122,8 @@ class AsyncClient(RemoteClient):
         with self._changed:
             self._ended += 1
         self._send_allowed()
+        if self.membership is not None:  # here, and not between two pushes of one step
+            self.membership.check()
         self._raise()
         return 1.0
 
@@ -226,8 +228,6 @@ class AsyncClient(RemoteClient):
 
     def _raise(self) -> None:
         """Raise what has failed since the last call, once."""
-        if self.membership is not None:
-            self.membership.check()
         with self._changed:
             error, self._error = self._error, None
         if error is not None:

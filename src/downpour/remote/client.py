@@ -54,6 +54,9 @@ class RemoteClient(Client):
 
     is_embedded = False
     others_go_on = False  # whether other workers have batches with which this one has to keep step
+    stops_together = False  # whether all workers stop after the same step
+    asks_to_stop = False  # whether this worker was told to, which the others are to follow
+    all_stop = False  # whether any of them was, as all have heard after the same step
     restarts_steps = True  # of a table that is cleared; else all workers go on counting alike
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from downpour.consistency import Async, Geo, HalfAsync, Sync
@@ -15,19 +16,23 @@ from downpour.remote.client import RemoteClient
 from downpour.remote.endpoint import Endpoint
 from downpour.remote.geo import GeoClient, require_geo
 from downpour.remote.half_async import HalfAsyncClient
-from downpour.remote.membership import Membership
+from downpour.remote.membership import Membership, client_of
 from downpour.remote.server import RemoteServer
 from downpour.remote.sync import SyncClient
 from downpour.security import Security
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from downpour.consistency import Consistency
     from downpour.plan.plan import Plan
     from downpour.plan.sections import Sections
 
 FORMING_S = 5.0  # how long another client may take to give servers their cluster
+
+
+def _nothing(number: int) -> None:
+    """Nobody knows what has become of a server."""
 
 
 def connect(
@@ -45,6 +50,7 @@ def connect(
     worker_timeout_s: float = 10.0,
     security: Security | None = None,
     sections: Sections = DEFAULT_SECTIONS,
+    watch: Callable[[int], None] = _nothing,
 ) -> RemoteClient:
     """A client of running servers, as `downpour server` starts them: use it as a context manager.
 
@@ -66,6 +72,8 @@ def connect(
         worker_timeout_s: after how long a silence a worker counts as lost.
         security: token and certificates.
         sections: how dense tables are split over the servers.
+        watch: called with a server's number, on any thread, while that server is not reached: an
+            error that it raises, as it knows what has become of it, is raised by the request.
 
     Raises SettingError, RefusedError for a server that does not take this client, ServerError for
     one that is not there or has come back without its tables.
@@ -80,9 +88,15 @@ def connect(
         require_geo(plan)  # before the run has this member
     deployment = Deployment(plan=plan, num_shards=len(servers), sections=sections)
     incarnation = secrets.randbits(52)
-    client = f"{'client' if rank is None else rank}-{incarnation:x}"
+    client = f"client-{incarnation:x}" if rank is None else client_of(rank, incarnation)
     remote = open_servers(
-        deployment, servers, client, deadline_s=deadline_s, start_s=start_s, security=security
+        deployment,
+        servers,
+        client,
+        deadline_s=deadline_s,
+        start_s=start_s,
+        security=security,
+        watch=watch,
     )
     membership: Membership | None = None
     try:
@@ -115,6 +129,7 @@ def open_servers(
     deadline_s: float,
     start_s: float,
     security: Security | None = None,
+    watch: Callable[[int], None] = _nothing,
 ) -> list[RemoteServer]:
     """Connections to all servers of a deployment, for a client of this name. Raises as `connect`.
 
@@ -125,7 +140,14 @@ def open_servers(
     remote: list[RemoteServer] = []
     try:
         for it in endpoints:  # one by one: those before one that fails are closed
-            server = RemoteServer(it, deployment, client, deadline_s=deadline_s, start_s=start_s)
+            server = RemoteServer(
+                it,
+                deployment,
+                client,
+                deadline_s=deadline_s,
+                start_s=start_s,
+                watch=partial(watch, it.number),
+            )
             remote.append(server)
         _form(remote)
     except BaseException:

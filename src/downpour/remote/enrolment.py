@@ -12,11 +12,11 @@ from downpour.remote.beats import Beats
 from downpour.remote.endpoint import RETRY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from downpour.remote.server import RemoteServer
 
-POLL_S = 5.0  # how long one question may wait
+POLL_S = 1.0  # how long one question may wait
 MAX_REASON = 1000  # characters of why somebody goes
 GOODBYE_S = 5.0  # how long a server is tried that is told of an end: it may be gone itself
 
@@ -57,15 +57,16 @@ class Enrolment:
         self._settings = settings
         self._enroll(start_s)
 
-    def ask(self) -> Round | None:
+    def ask(self, is_to_stop: Callable[[], bool] = lambda: False) -> Round | None:
         """Wait for the next round that this client is sampled in; None once all is over.
 
+        is_to_stop: whether to wait no longer, looked at about once a second; then it is None too.
         A client that was silent for too long, as on a machine that slept, enrolls once more.
         Raises WorkerLostError where the coordinator is lost, RefusedError where another process has
         taken the client's place.
         """
         wait_s = _poll_s(self._server)
-        while True:
+        while not is_to_stop():
             try:
                 self._beats.check()
                 answer = self._server.ask("ask", {**self._who, "wait_s": wait_s})
@@ -78,6 +79,7 @@ class Enrolment:
                 return None
             if "round" in answer:
                 return Round(answer["round"], answer["left_s"])
+        return None
 
     def is_under_way(self, number: int) -> bool:
         """Whether a round is not closed yet. RefusedError for who is not enrolled any more."""
@@ -163,6 +165,10 @@ class Coordination:
         wait_s = min(wait_s, _poll_s(self._server))
         request = {**self._who, "wait_s": wait_s}
         return self._server.ask("watch_round", request, deadline_s=limit_s)
+
+    def check(self) -> None:
+        """Raise what was learned meanwhile: that this coordinator was lost."""
+        self._beats.check()
 
     def close(self, number: int) -> dict[str, Any]:
         """End a round: what was heard of each sampled client, or why not."""

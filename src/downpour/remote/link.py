@@ -13,7 +13,7 @@ import pyarrow.flight as fl
 
 from downpour.errors import DownpourError, RefusedError, ServerLostError, ServerTimeoutError
 from downpour.metrics.latency import Latency
-from downpour.remote.endpoint import RETRY_S
+from downpour.remote.endpoint import RETRY_S, nothing
 from downpour.wire import SCHEMA, error_of, header_bytes, pack, unpack
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class Link:
 
     kind: b"read" or b"write". hello: what the first message of each stream says of the client.
     incarnation: the server's; another one is another server. A write that was not acknowledged when
-    the connection broke is sent again, with its number, on the next one.
+    the connection broke is sent again, with its number, on the next one. watch: called while the
+    server is not reached; what it raises is the end.
 
     A thread reads answers; `expire`, called by a watch, ends what has waited too long.
     """
@@ -109,8 +110,10 @@ class Link:
         hello: Mapping[str, Any],
         incarnation: int,
         deadline_s: float,
+        watch: Callable[[], None] = nothing,
     ) -> None:
         self.endpoint, self.deadline_s = endpoint, deadline_s
+        self._watch = watch
         self.latency = Latency()
         self.bytes_sent = self.bytes_received = self.retries = 0
         self._kind, self._hello, self._incarnation = kind, dict(hello), incarnation
@@ -252,6 +255,7 @@ class Link:
                 raise self.endpoint.typed(error, self._kind.decode(), self.deadline_s) from None
             if not is_late:
                 self._fault = " ".join(str(error).split())[:300]
+            self._watch()
             time.sleep(RETRY_S)
             return None
         if answer["incarnation"] != self._incarnation:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from downpour.errors import RefusedError, ServerError, WorkerLostError
 from downpour.remote.beats import Beats
+from downpour.remote.endpoint import nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from downpour.remote.server import RemoteServer
 
 POLL_S = 5.0  # how long one question at a meeting may wait
+GOODBYE_S = 5.0  # how long a server is tried that is told of an end: it may be gone itself
 
 
 class Membership:
@@ -39,7 +41,8 @@ class Membership:
     ) -> None:
         self.rank, self.num_workers, self.with_chief = rank, num_workers, with_chief
         self.report: Callable[[], dict[str, Any]] = dict
-        self.watch: Callable[[], None] = _nothing  # called while waiting at a meeting
+        self.watch: Callable[[], None] = nothing  # called while waiting at a meeting
+        self.poll_s = min(POLL_S, server.deadline_s / 2)  # how often
         self.stop_reason: str | None = None
         self._server = server
         self._who = {"rank": rank, "incarnation": incarnation}
@@ -67,9 +70,8 @@ class Membership:
         where somebody has not come within `limit_s` seconds, as a worker that was never started.
         """
         until = None if limit_s is None else time.monotonic() + limit_s
-        wait_s = min(POLL_S, self._server.deadline_s / 2)
         while True:
-            met = self.come(name, payload, with_chief=with_chief, wait_s=wait_s)
+            met = self.come(name, payload, with_chief=with_chief, wait_s=self.poll_s)
             if met is not None:
                 return met
             self.watch()
@@ -115,11 +117,12 @@ class Membership:
     def leave(self, error: str | None = None) -> None:
         """Say goodbye: finished, or failed with an error, which stops the run for the others."""
         self.beats.end()
+        limit_s = min(GOODBYE_S, self._server.deadline_s)
         with contextlib.suppress(ServerError):  # then it is gone, and need not be told
             with contextlib.suppress(WorkerLostError, RefusedError):  # the run has stopped
-                self.beat()
+                self.beat(limit_s)
             with contextlib.suppress(WorkerLostError, RefusedError):
-                self._server.ask("leave", {**self._who, "error": error})
+                self._server.ask("leave", {**self._who, "error": error}, deadline_s=limit_s)
 
     def beat(self, deadline_s: float | None = None) -> None:
         """Let hear of this member; WorkerLostError if it was dropped, or the run stops."""
@@ -135,5 +138,6 @@ class Membership:
         self.beats.check()
 
 
-def _nothing() -> None:
-    """There is nothing else to watch."""
+def client_of(rank: int, incarnation: int) -> str:
+    """The identity by which servers know a member of a run as a client."""
+    return f"{rank}-{incarnation:x}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from downpour.errors import ServerLostError, ServerTimeoutError
-from downpour.remote.endpoint import RETRY_S
+from downpour.remote.endpoint import RETRY_S, nothing
 from downpour.remote.link import Link
 from downpour.row_batches import read_rows, row_batches, rows_schema
 from downpour.tables import TableStats
@@ -40,7 +40,8 @@ class RemoteServer:
     `begin_...` sends a request and gives its ticket, which fails at `until` of time.monotonic, or
     after `deadline_s` seconds; the calls of `Transport` wait. Raises
     RefusedError for another plan, version or token, ServerError where it cannot be reached within
-    `start_s` seconds. `client` is this client's identity.
+    `start_s` seconds. `client` is this client's identity. watch: called while the server is not
+    reached; what it raises ends the wait.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class RemoteServer:
         *,
         deadline_s: float,
         start_s: float,
+        watch: Callable[[], None] = nothing,
     ) -> None:
         self.endpoint, self.deployment = endpoint, deployment
+        self._watch = watch
         self.deadline_s = deadline_s
         self.connection = endpoint.connect(start_s)
         self.incarnation: int | None = None  # until it is known
@@ -62,7 +65,7 @@ class RemoteServer:
         self.greeting = self._introduce(start_s)
         self.incarnation = self.greeting["incarnation"]
         hello = {"client": client}
-        make = (self.greeting["incarnation"], deadline_s)
+        make = (self.greeting["incarnation"], deadline_s, watch)
         self.reads = Link(endpoint, b"read", hello, *make)
         self.writes = Link(endpoint, b"write", hello, *make)
 
@@ -123,10 +126,12 @@ class RemoteServer:
             try:
                 return call(max(until - time.monotonic(), 0.001))
             except ServerLostError:
+                self._watch()
                 if time.monotonic() + RETRY_S >= until:
                     raise
                 time.sleep(RETRY_S)
             except ServerTimeoutError:
+                self._watch()
                 self.connection = self.endpoint.connect(limit_s)  # the old one may lead nowhere
                 self._look(time.monotonic())
                 if is_again or self._paused_s == paused_s:

@@ -35,26 +35,35 @@ class SyncClient(StagingClient):
         super().__init__(deployment, servers, membership, rank=membership.rank, start_s=start_s)
         self._member = membership
 
+    stops_together = True
+
     def end_step(self, samples: int, *, goes_on: bool = True) -> float:
         """Commit the step with the other workers; this one's share of all samples.
 
-        goes_on: whether this worker has another batch; `others_go_on` then says whether any has.
+        goes_on: whether this worker has another batch; `others_go_on` then says whether any has,
+        and `all_stop` whether any was told to stop.
         """
         self.finish()
         brought = json.dumps(
-            {"samples": samples, "tables": sorted(self._tables), "goes_on": goes_on}
+            {
+                "samples": samples,
+                "tables": sorted(self._tables),
+                "goes_on": goes_on,
+                "stop": self.asks_to_stop or self._member.stop_reason is not None,
+            }
         )
         met = self._member.meet(f"step {self.step + 1}", brought)
         parts = {rank: json.loads(text) for rank, text in sorted(met.items())}
         counts = {rank: part["samples"] for rank, part in parts.items()}
         self.commit(counts, {table for part in parts.values() for table in part["tables"]})
-        self.others_go_on = any(part["goes_on"] for part in parts.values())
+        self.all_stop = self.all_stop or any(part["stop"] for part in parts.values())
+        self.others_go_on = not self.all_stop and any(part["goes_on"] for part in parts.values())
         total = sum(counts.values())
         return samples / total if total else 0.0
 
     def begin_epoch(self) -> None:
         """Keep step with the others until nobody has a batch."""
-        self.others_go_on = True
+        self.others_go_on = not self.all_stop
 
     def finish(self) -> None:
         """Wait until the servers have all that was staged, or committed."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
+from downpour import grpc_log
 from downpour.errors import RefusedError, SettingError, TableError
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.row_batches import check_columns, read_rows, row_batches, rows_schema
 from downpour.security import Security, require_safe
 from downpour.serving.busy import Busy
-from downpour.serving.fields import flag, number, text, whole
+from downpour.serving.fields import flag, number, text, texts, whole
 from downpour.serving.flight_stream import FlightStream
 from downpour.serving.members import CHIEF
 from downpour.serving.refusals import LOG, LoggedOnce, TokenCheck
@@ -42,6 +43,10 @@ TICK_S = 0.25
 ANSWER_S = 5.0  # how long a server that is to stop waits for the requests in progress
 LOOK_S = 0.2  # between two looks at whether it is to stop
 SHUTDOWN_S = 0.5  # and then for answers to be sent and streams to end
+DISMISSED = object()  # who owns the writes of a client that takes part no more
+NEVER = 1 << 62  # a number of connections that no client comes to
+
+grpc_log.silence()
 
 
 class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
@@ -237,6 +242,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             "meet": self._meet,
             "members": self._list_members,
             "halt": self._halt,
+            "dismiss": self._dismiss,
             **self.rounds.verbs(),
             "save": self._save,
             "load": self._load,
@@ -303,6 +309,12 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         self.runs.members.request_stop(text(request, "reason"))
         return {}
 
+    def _dismiss(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take no more writes of these clients, once the one under way of each is applied."""
+        for client in texts(request, "clients"):
+            self.service.sessions.of(client).take_over(DISMISSED, NEVER)
+        return {}
+
     def _save(self, request: dict[str, Any]) -> dict[str, Any]:
         """Write this shard to the server's own disk, under a name."""
         hosted = self.service.hosted
@@ -350,6 +362,7 @@ def _who(request: dict[str, Any]) -> tuple[int, int]:
 def _member(member: Any) -> dict[str, Any]:
     return {
         "rank": member.rank,
+        "incarnation": member.incarnation,
         "state": member.state,
         "seen_s_ago": member.seen_s_ago,
         "report": member.report,

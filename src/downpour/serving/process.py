@@ -7,8 +7,7 @@ import os
 import pickle
 import signal
 import sys
-import threading
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from downpour.serving.flight_server import FlightServer, serve
 from downpour.serving.service import Service
@@ -17,9 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from downpour.deployment import Deployment
+    from downpour.parent import Parent
     from downpour.security import Security
 
 LISTENING = "listening on"
+ASKED = "asked to stop by signal"  # and its number
 
 
 def run_server(
@@ -29,19 +30,21 @@ def run_server(
     security: Security,
     max_message_mb: int,
     save_root: Path | None = None,
-    of_parent: bool = False,
+    parent: Parent | None = None,
 ) -> None:
     """Serve until SIGTERM, Ctrl-C or the verb `stop`; the first line on stdout has the address.
 
-    of_parent: started by a run, whose process writes two pickles to stdin, its import path and
-    (Deployment, shard); the server ends when that process does.
+    parent: a run that has started this server, whose process says two pickles, its import path and
+    (Deployment, shard). The server ends when that process does, and only then: a scheduler sends
+    SIGTERM to all processes of a job, and the run has to save what the server holds before it ends.
+    So the run is told of the signal, and stops.
     """
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    told = _told(sys.stdin.buffer) if of_parent else None
+    told = None if parent is None else _told(parent)
     service = Service() if told is None else Service(*told)
     server = FlightServer(
         service,
@@ -54,8 +57,9 @@ def run_server(
     asked: list[int] = []  # server.stop takes a lock that the interrupted thread may hold
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
-    if of_parent:
-        threading.Thread(target=_follow, args=(server,), daemon=True).start()
+    if parent is not None:
+        parent.on_end = server.stop
+        parent.started()
     logging.getLogger("downpour.server").info(
         "event=listening address=%s incarnation=%d pid=%d",
         server.address,
@@ -63,23 +67,24 @@ def run_server(
         os.getpid(),
     )
     print(f"{LISTENING} {server.address}", flush=True)  # noqa: T201 (for who started it)
-    if not serve(server, lambda: bool(asked)):
+
+    def is_asked() -> bool:
+        if parent is None:
+            return bool(asked)
+        if asked:
+            print(f"{ASKED} {int(asked.pop())}", flush=True)  # noqa: T201 (for who started it)
+        return False
+
+    if not serve(server, is_asked):
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)  # the end of the interpreter would wait for streams of clients too
 
 
-def _told(parent: BinaryIO) -> tuple[Deployment, int]:
+def _told(parent: Parent) -> tuple[Deployment, int]:
     """The tables, whose rules may be of modules of the parent's."""
-    for path in pickle.load(parent):
+    for path in pickle.loads(parent.message()):
         if path not in sys.path:
             sys.path.append(path)
-    told: tuple[Deployment, int] = pickle.load(parent)
+    told: tuple[Deployment, int] = pickle.loads(parent.message())
     return told
-
-
-def _follow(server: FlightServer) -> None:
-    """End with the process that holds the other end of stdin, however it ends."""
-    while os.read(sys.stdin.fileno(), 1):  # its buffer would be locked at this process's end
-        pass
-    server.stop()
