@@ -74,8 +74,8 @@ def test_compiling_is_told_of_when_it_happens(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--servers", 0), "Cluster.servers must be an int >= 1, got 0"),
-        (("--servers", 1, "--workers", 0), "Cluster.workers must be an int >= 1, got 0"),
+        (("--servers", 0), "--servers must be an int >= 1, got 0"),
+        (("--servers", 1, "--workers", 0), "--workers must be an int >= 1, got 0"),
         (("--workers", 2), "--workers and --metrics-port need --servers or --connect"),
         (("--metrics-port", 0), "--workers and --metrics-port need --servers or --connect"),
         (("--servers", 1, "--connect", "localhost:1"), "--servers starts servers, --connect names"),
@@ -185,8 +185,8 @@ def refused(*words: object) -> str:
         (["plan", "missing.py"], "there is no file missing.py"),
         (["plan", "tests.small_runs:SCHEMA"], "has no function 'SCHEMA'"),
         (["train", "missing.module"], "no module 'missing.module'"),
-        (["train", TARGET, "--epochs", "0"], "Run.epochs must be an int >= 1, got 0"),
-        (["train", TARGET, "--seed", "-3"], "Run.seed must be an int >= 0"),
+        (["train", TARGET, "--epochs", "0"], "--epochs must be an int >= 1, got 0"),
+        (["train", TARGET, "--seed", "-3"], "--seed must be an int >= 0"),
         (["train", TARGET, "--out", "/dev/null"], "--out /dev/null is a file; name a folder"),
         (["train", TARGET, "--out", "/etc"], "--out /etc holds other files"),
         (["train", TARGET, "--out", "/dev/null/run"], "Not a directory"),
@@ -254,7 +254,6 @@ def test_wrong_files_are_one_line(run_dir: Path, tmp_path: Path) -> None:
     write_csv(path, pa.table(columns(10) | {"click": np.full(10, np.nan)}))
     assert "missing, NaN or infinite at row 0" in refused("eval", run_dir, path)
     write_csv(path, pa.table(columns(10)))
-    assert "batch_size must be at least 1" in refused("eval", run_dir, path, "--batch-size", 0)
     assert "directory" in refused("predict", run_dir, path, "--out", tmp_path)
 
 
