@@ -80,7 +80,7 @@ class Gated(Service):
 
     def write(self, message: Any, session: Any, owner: object) -> Any:
         if message.header["op"] == "push":
-            assert self.gate.wait(30.0)
+            assert self.gate.wait(300.0)
             self.at_push()
             self.rates += message.header["lr"]
         return super().write(message, session, owner)

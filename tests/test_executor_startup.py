@@ -188,6 +188,7 @@ def test_a_program_that_is_not_next_is_refused_and_changes_nothing(case: str) ->
             for earlier in before:
                 earlier(executor, made)
             if before:
+                executor._trainer.client.finish()  # a commit may be on its way
                 with reading(made) as ps:
                     tables, weights = held(ps), str(weights_of(model))
                     with pytest.raises(dp.PlanError, match=says):

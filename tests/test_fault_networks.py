@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,16 @@ from downpour.consistency import Async
 from downpour.errors import RefusedError, ServerTimeoutError
 from downpour.remote.connect import connect
 from downpour.serving.sessions import Session
-from tests.fault_runs import DEADLINE_S, PLAN, push, reports, rows, until, within
+from tests.fault_runs import (
+    DEADLINE_S,
+    PLAN,
+    fails_in_time,
+    push,
+    reports,
+    rows,
+    served,
+    until,
+)
 from tests.geo_runs import DENSE, TABLE
 from tests.processes import started
 from tests.proxy import TO_CLIENT, TO_SERVER, Proxy
@@ -77,11 +87,11 @@ def test_a_connection_that_a_router_has_forgotten_is_made_again(
     call: str, proxies: list[Proxy]
 ) -> None:
     with through(proxies, deadline_s=DEADLINE_S) as client:
-        CALLS[call](client)
+        do = partial(CALLS[call], client)
+        served(do)
         proxies[1].silence()
-        with within(), pytest.raises(ServerTimeoutError, match=rf"server 1 .* '{call}'"):
-            CALLS[call](client)
-        CALLS[call](client)
+        fails_in_time(do, ServerTimeoutError, rf"server 1 .* '{call}'")
+        served(do)
 
 
 def test_a_verb_is_asked_again_where_its_connection_broke(proxies: list[Proxy]) -> None:

@@ -14,7 +14,7 @@ from downpour.consistency import Async
 from downpour.errors import ServerLostError, ServerTimeoutError
 from downpour.remote.connect import connect
 from downpour.tables import shard_of
-from tests.fault_runs import DEADLINE_S, MARGIN_S, PLAN, push, rows
+from tests.fault_runs import DEADLINE_S, MARGIN_S, PLAN, push, rows, until
 from tests.geo_runs import TABLE
 from tests.processes import started
 from tests.proxy import BOTH, TO_CLIENT, TO_SERVER, Proxy
@@ -168,9 +168,9 @@ def test_an_acknowledged_push_is_applied_once_whatever_happens_on_its_way() -> N
 
 def test_pushes_to_a_server_that_is_killed_fail_in_time() -> None:
     with storm() as (servers, _, pushers):
-        time.sleep(0.3)
+        until(lambda: all(pusher.acknowledged for pusher in pushers))
         servers[1].kill()
-        time.sleep(2 * DEADLINE_S)
+        until(lambda: all(pusher.errors for pusher in pushers))
         end(pushers)
         for pusher in pushers:
             assert pusher.acknowledged

@@ -187,7 +187,7 @@ def test_a_look_for_lost_members_that_fails_is_not_the_last(
 
     with serving(Service()) as server:
         server.runs.check = check  # type: ignore[method-assign]
-        assert again.wait(10.0)
+        assert again.wait(300.0)
     assert "event=failed at=members" in caplog.text
 
 
