@@ -16,7 +16,10 @@ import pytest
 import downpour as dp
 from downpour.checkpoint import write_whole
 from downpour.disk import naming
+from downpour.serving.flight_server import FlightServer
+from downpour.serving.service import Service
 from downpour.unwritten import SavedElsewhereError, Unwritten, save_somewhere
+from tests.fault_runs import PLAN
 from tests.small_runs import Stream, batches, click, small_run
 
 if TYPE_CHECKING:
@@ -147,6 +150,7 @@ def test_events_that_cannot_be_written_end_and_are_told(
 LIMITED = f"""
 import resource, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "src")!r}]
+from tests.fault_runs import PLAN
 from tests.small_runs import small_run
 from tests.test_unwritten import At
 
@@ -172,6 +176,25 @@ def test_files_that_may_not_grow_are_named_by_the_command(tmp_path: Path) -> Non
     assert "'run/model/save-" in error
     assert "nor could it be saved in /" in error
     assert error.endswith("free space for run/, or name another folder")
+
+
+def test_a_server_that_cannot_save_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr("downpour.serving.flight_server.save_shard", full)
+    server = FlightServer(Service(), save_root=tmp_path)
+    told = rf"No space left .*{tmp_path}/monday/shard-0"
+    try:
+        with (
+            dp.connect(PLAN, [server.address]) as client,
+            pytest.raises(dp.ServerError, match=told),
+        ):
+            client.save("monday")
+    finally:
+        server.end()
 
 
 # What it is made of.

@@ -165,7 +165,8 @@ class Stopping:
         self._settled.set()  # from here on nothing is raised
         with self._killing:
             while self._before:
-                signal.signal(*self._before.popitem())
+                number, handler = self._before.popitem()
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, at some time after the signal."""

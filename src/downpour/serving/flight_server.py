@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from downpour import grpc_log
+from downpour.disk import naming
 from downpour.errors import RefusedError, SettingError, TableError
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.row_batches import check_columns, read_rows, row_batches, rows_schema
@@ -319,7 +320,8 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         """Write this shard to the server's own disk, under a name."""
         hosted = self.service.hosted
         folder = shard_folder(self.save_root, text(request, "name"), hosted)
-        save_shard(folder, hosted, self.service.incarnation)
+        with naming(folder):
+            save_shard(folder, hosted, self.service.incarnation)
         LOG.info("event=saved folder=%s", folder)
         return {"path": str(folder)}
 
