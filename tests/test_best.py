@@ -249,9 +249,7 @@ def test_a_second_ctrl_c_leaves_what_was_saved_before(tmp_path: Path) -> None:
         Trainer(run, tmp_path, quiet=True).train()
     same(dp.load(tmp_path), trained())
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["stopped"].endswith(
-        "the model of the best evaluation (epoch 1, step 8) was kept"
-    )
+    assert metrics["stopped"].endswith("the model of the best evaluation (epoch 1, step 8) is kept")
 
 
 def test_servers_that_run_on_are_left_with_the_best_too(tmp_path: Path) -> None:

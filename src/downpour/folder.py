@@ -117,8 +117,8 @@ class Lock:
     def close(self) -> None:
         """Let go of the folder."""
         if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            self._file.close()
+            with self._file, contextlib.suppress(OSError):  # the folder may be gone by now
+                self._path.unlink()
             self._file = None
 
     def _is_of(self, file: IO[str]) -> bool:
