@@ -6,15 +6,13 @@ import importlib
 import pickle
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 import downpour as dp
 from tests.networks import Network, planned
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def by_kind(name: str) -> tuple[int, str]:
@@ -43,6 +41,20 @@ def test_each_lazy_name_is_an_export() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'downpour' has no attribute 'Downpour'"):
         dp.Downpour  # noqa: B018
+
+
+def test_version_is_that_of_the_installed_package() -> None:
+    assert dp.__version__ == metadata.version("downpour-ps")
+    assert "__version__" in dir(dp)
+
+
+def test_version_of_a_source_folder_that_is_not_installed_says_how_to_install_it() -> None:
+    source = str(Path(dp.__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {source!r}); import downpour; downpour.__version__"
+    command = [sys.executable, "-I", "-S", "-c", code]  # -S: without site-packages
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "as the package downpour-ps is not installed; install it with" in done.stderr
 
 
 def test_every_error_is_of_one_tree() -> None:

@@ -136,6 +136,8 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
+__version__: str  # of the installed package
+
 __all__ = [
     "SGD",
     "Adagrad",
@@ -222,12 +224,27 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name == "__version__":
+        value: Any = _installed_version()
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(f"downpour.{_HOME_OF[name]}"), name)
+    else:
         raise AttributeError(f"module 'downpour' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"downpour.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
+def _installed_version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("downpour-ps")
+    except metadata.PackageNotFoundError:
+        raise AttributeError(
+            "module 'downpour' has no __version__, as the package downpour-ps is not installed; "
+            "install it with `pip install .` in its source folder"
+        ) from None
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
