@@ -162,6 +162,20 @@ def test_bad_columns_are_refused_by_name(kind):
         Schema(**schema).batch({"x": column, "i": [[7]] * len(column)})
 
 
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["user_id;item;click"], r"say Files\(delimiter=';'\)"),
+        (["user_id\titem\tclick"], r"say Files\(delimiter='\\t'\)"),
+        (["24", "13", "0.8"], r"say Files\(column_names=\[...\]\)"),
+        (["24", "", "x"], r"say Files\(column_names=\[...\]\)"),
+    ],
+)
+def test_a_missing_column_of_a_file_that_was_read_wrongly_names_the_setting(names, hint):
+    with pytest.raises(DataError, match=hint):
+        Schema(features=["user_id"]).require_columns(names)
+
+
 def test_a_missing_column_names_the_nearest():
     schema = Schema(features=["user_id"])
     with pytest.raises(DataError, match="no column 'user_id'; did you mean 'user_id:token'"):

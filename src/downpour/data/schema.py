@@ -232,13 +232,26 @@ class Schema:
                 continue
             if column in there:
                 raise DataError(f"there are {there.count(column)} columns named {column!r}")
-            near = [name for name in there if name.startswith(column)]
-            near = near or get_close_matches(column, there, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"no column {column!r}{hint} (columns: {', '.join(there)})")
+            raise DataError(
+                f"no column {column!r}{_hint(column, there)} (columns: {', '.join(there)})"
+            )
 
     def _read_weights(self, table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
         return read_floats(one_array(table.column(self.weights)))
+
+
+def _hint(column: str, there: list[str]) -> str:
+    """Why a column may be missing: how a text file was read, or how the name is spelled."""
+    delimiters = [mark for mark in ";\t|," if len(there) == 1 and mark in there[0]]
+    if delimiters:
+        return f"; all names stand in one column: say Files(delimiter={delimiters[0]!r})"
+    near = [name for name in there if name.startswith(column)]
+    near = near or get_close_matches(column, there, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if any(not name or name[0].isdigit() for name in there):  # a line of values
+        return "; if the file has no line of names, say Files(column_names=[...])"
+    return ""
 
 
 def _written(part: Feature | Dense | Label, plain: Feature | Dense | Label) -> str:
