@@ -337,6 +337,12 @@ def test_unreadable_metrics_are_refused(tmp_path: Path, content: str | None, mes
     assert not (tmp_path / "report.html").exists()
 
 
+def test_report_of_a_file_is_refused_as_that_of_a_folder_without_metrics(tmp_path: Path) -> None:
+    (tmp_path / "run.py").touch()
+    with pytest.raises(SavedRunError, match=r"run\.py/metrics\.json does not exist"):
+        write_report(tmp_path / "run.py")
+
+
 def test_moving_spread_of_a_ramp_is_the_ramp() -> None:
     x = np.arange(1000.0)
     places, mean, low, high = moving_spread(x, 2 * x)

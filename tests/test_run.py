@@ -23,7 +23,7 @@ def test_an_unknown_setting_names_the_nearest() -> None:
     [
         ("model", Net, "model must be a torch.nn.Module, made, not its class"),
         ("losses", 5, "losses must be a function, a list or"),
-        ("data", [1, 2], r"data must be a Source, which has batches\(epoch\)"),
+        ("data", [1, 2], "data must be a Source, such as downpour.Files or downpour.Frame"),
         ("optimizer", "sgd", "optimizer must be a DownpourSGD"),
         ("eval_data", "test.csv", "eval_data must be a Source or None"),
         ("predict", "sigmoid", "predict must be a function"),

@@ -126,7 +126,7 @@ class Run:
             object.__setattr__(self, "strategy", Strategy.of(self.strategy))
         for name in ("parameter_list", "no_grad_set"):
             object.__setattr__(self, name, _kept(getattr(self, name)))
-        self._require("data", Source, "a Source, which has batches(epoch) and num_batches()")
+        self._require("data", Source, "a Source, such as downpour.Files or downpour.Frame")
         if self.eval_data is not None:
             self._require("eval_data", Source, "a Source or None")
         self._require("predict", Callable, "a function (model, batch) -> probabilities [batch]")

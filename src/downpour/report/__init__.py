@@ -36,7 +36,7 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SavedRunError(
             f"{path} does not exist; a report is made of the folder that a run wrote"
         ) from None
