@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+import downpour as dp
+from downpour import team
 from downpour.team import Chore, alongside, share, with_torch_threads
 
 if TYPE_CHECKING:
@@ -20,6 +23,59 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def undecided() -> Iterator[None]:
+    """Whether torch's threads are used is decided anew in the test, and after it."""
+    team._openmp.cache_clear()
+    yield
+    team._openmp.cache_clear()
+
+
+def parts_of(size: int) -> list[tuple[int, int]]:
+    """The ranges that work on so many items is shared out in."""
+    parts: list[tuple[int, int]] = []
+    with with_torch_threads():
+        share(lambda start, stop: parts.append((start, stop)), size, least=1)
+    return sorted(parts)
+
+
+@pytest.mark.usefixtures("undecided")
+def test_threads_are_used_unless_they_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "linux":
+        assert parts_of(8) == [(0, 4), (4, 8)]
+    team._openmp.cache_clear()
+    monkeypatch.setenv("DOWNPOUR_THREADS", "off")
+    assert parts_of(8) == [(0, 8)]
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_choice_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOWNPOUR_THREADS", "4")
+    with pytest.raises(dp.SettingError, match="must be one of torch, off, got '4'"):
+        parts_of(8)
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize(
+    ("fork", "level"),
+    [
+        (None, "INFO"),
+        (lambda part, _, number, flags: None, "WARNING"),  # calls nothing
+        (lambda part, _, number, flags: [part(None) for _ in range(3)], "WARNING"),  # too often
+        (lambda part, _, number, flags: [part(None) for _ in range(2)], "WARNING"),  # on one thread
+    ],
+    ids=["no library", "no call", "too many calls", "one thread"],
+)
+def test_without_a_team_that_works_all_is_done_here_and_the_log_says_so_once(
+    fork: Any, level: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(team, "_gnu_fork", lambda: fork)
+    with caplog.at_level("INFO", "downpour.threads"):
+        for _ in range(2):
+            assert parts_of(8) == [(0, 8)]
+    assert [record.levelname for record in caplog.records] == [level]
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 100_001])

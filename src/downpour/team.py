@@ -2,12 +2,16 @@
 
 torch's OpenMP threads stay awake for some milliseconds after each of its operations, so that a
 thread of our own would have to fight them for the cores. `share` gives them the work instead.
+
+DOWNPOUR_THREADS=off in the environment turns that off: all is done on the thread that calls, as it
+is where torch was built with another OpenMP than GNU's. Results are the same to the bit.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -16,11 +20,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from downpour.errors import SettingError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
 T = TypeVar("T")
 
+LOG = logging.getLogger("downpour.threads")
+SETTING = "DOWNPOUR_THREADS"
+CHOICES = ("torch", "off")
 LEAST = 4096  # items a thread: below, waking others costs more than they do
 _Part = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _local = threading.local()
@@ -131,8 +140,26 @@ def _num_threads() -> int:
 def _openmp() -> Callable[..., None] | None:
     """GNU OpenMP's call that forks a team, from the very library that torch has loaded.
 
-    None where torch was built with another OpenMP, as on macOS.
+    None where there is none, as on macOS, where it does not do what it should, and where it is
+    turned off; one line in the log says which. Raises SettingError for a DOWNPOUR_THREADS that is
+    none of its choices.
     """
+    chosen = os.environ.get(SETTING) or CHOICES[0]
+    if chosen not in CHOICES:
+        raise SettingError(f"{SETTING} must be one of {', '.join(CHOICES)}, got {chosen!r}")
+    if chosen == "off":
+        LOG.info("event=no_threads why=%s=off", SETTING)
+        return None
+    fork = _gnu_fork()
+    if fork is None:
+        LOG.info("event=no_threads why=torch has no GNU OpenMP")
+    elif not _forks(fork):
+        LOG.warning("event=no_threads why=the team of torch's OpenMP does not do its work")
+        fork = None
+    return fork
+
+
+def _gnu_fork() -> Callable[..., None] | None:
     torch: Any = sys.modules["torch"]
     folder = Path(torch.__file__).parent
     for path in (*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")):
@@ -145,3 +172,10 @@ def _openmp() -> Callable[..., None] | None:
         fork.restype = None
         return fork
     return None
+
+
+def _forks(fork: Callable[..., None]) -> bool:
+    """Whether a team of two calls what it is given, at least once and at most twice."""
+    calls: list[int] = []
+    fork(_Part(lambda _: calls.append(threading.get_ident())), None, 2, 0)
+    return len(calls) in (1, 2) and len({*calls}) == len(calls)
