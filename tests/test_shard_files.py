@@ -16,9 +16,16 @@ from downpour.deployment import Deployment
 from downpour.errors import RefusedError, SavedRunError
 from downpour.manifest import sealed
 from downpour.plan.sections import Sections
-from downpour.serving import shard_files
 from downpour.serving.hosted import Hosted
-from downpour.serving.shard_files import load_shard, read_manifest, save_shard, shard_folder
+from downpour.serving.shard_files import (
+    drop_shard,
+    keep_shard,
+    load_shard,
+    read_manifest,
+    save_shard,
+    shard_folder,
+    shards_of,
+)
 from downpour.tables import shard_of
 from tests.ctr_tables import some_keys, some_pushes
 from tests.damage import unsealed
@@ -56,9 +63,12 @@ def trained(shard: int = 0, num_shards: int = 1, dtype: str = "float64") -> Host
     return made
 
 
-def saved(root: Path, own: Hosted, name: str = "monday") -> Path:
+def saved(
+    root: Path, own: Hosted, name: str = "monday", *, save_id: str = "a1", replaces: Any = None
+) -> Path:
     folder = shard_folder(root, name, own)
-    save_shard(folder, own, 77)
+    save_shard(folder, own, 77, save_id)
+    keep_shard(folder, save_id, replaces)
     return folder
 
 
@@ -116,6 +126,7 @@ def test_the_manifest_says_whose_shard_it_is(tmp_path: Path) -> None:
     assert len(manifest.pop("checksum")) == 64
     assert manifest == {
         "format": 2,
+        "save": "a1",
         "incarnation": 77,
         "fingerprint": own.deployment.fingerprint,
         "shard": 1,
@@ -156,30 +167,70 @@ def test_a_name_is_given_once(tmp_path: Path) -> None:
     own = trained()
     before = {path: path.stat().st_mtime_ns for path in saved(tmp_path, own).iterdir()}
     with pytest.raises(RefusedError, match=r"'monday' exists already, with shard 0 of 1; save und"):
-        saved(tmp_path, own)
+        saved(tmp_path, own, save_id="b2")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    with pytest.raises(RefusedError, match=r"'monday' exists already, with shard 0 of 1"):
-        saved(tmp_path, hosted(1, 2))
+    drop_shard(shard_folder(tmp_path, "monday", own), "b2")
     saved(tmp_path, own, "tuesday")
     assert visible(tmp_path) == ["monday", "tuesday"]
 
 
-def test_a_name_that_another_took_meanwhile_stays_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own, write = trained(), shard_files._write
-
-    def slow(data: Path, tables: Hosted, incarnation: int) -> None:
-        monkeypatch.setattr(shard_files, "_write", write)
-        save_shard(folder, hosted(), 5)
-        write(data, tables, incarnation)
-
+def test_what_is_written_has_no_name_until_it_is_given_one(tmp_path: Path) -> None:
+    own = trained()
     folder = shard_folder(tmp_path, "monday", own)
-    monkeypatch.setattr(shard_files, "_write", slow)
-    with pytest.raises(RefusedError, match=r"'monday' exists already"):
-        save_shard(folder, own, 6)
-    assert read_manifest(folder, own)["incarnation"] == 5
+    for _ in range(2):  # a request that is made again
+        save_shard(folder, own, 77, "a1")
+        assert visible(tmp_path) == [".monday.shard-0-of-1.a1"]
+        assert shards_of(folder.parent) == []
+    for _ in range(2):
+        keep_shard(folder, "a1", None)
+        assert visible(tmp_path) == ["monday"]
+    assert shards_of(folder.parent) == [(0, 1, "a1")]
+    with pytest.raises(RefusedError, match=r"'monday' was not written here, or another save"):
+        keep_shard(folder, "b2", "a1")
+
+
+def test_a_shard_of_a_broken_save_is_replaced(tmp_path: Path) -> None:
+    saved(tmp_path, trained(0, 2))
+    own = trained(0, 2)
+    own.server.clear("plain")
+    folder = saved(tmp_path, own, save_id="b2", replaces="a1")
+    assert shards_of(folder.parent) == [(0, 2, "b2")]
+    assert bits(load_shard(folder, hosted(0, 2))) == bits(own.server)
     assert visible(tmp_path) == ["monday"]
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["written", "kept"])
+def test_a_save_that_is_dropped_leaves_nothing(is_kept: bool, tmp_path: Path) -> None:
+    own, other = trained(0, 2), trained(1, 2)
+    saved(tmp_path, other)
+    folder = shard_folder(tmp_path, "monday", own)
+    save_shard(folder, own, 77, "b2")
+    if is_kept:
+        keep_shard(folder, "b2", None)
+    for _ in range(2):
+        drop_shard(folder, "b2")
+        assert visible(tmp_path) == ["monday"]
+        assert shards_of(folder.parent) == [(1, 2, "a1")]
+    drop_shard(shard_folder(tmp_path, "monday", other), "a1")
+    assert visible(tmp_path) == []
+
+
+def test_what_a_save_of_the_same_name_has_left_unfinished_is_removed(tmp_path: Path) -> None:
+    own = trained()
+    folder = shard_folder(tmp_path, "monday", own)
+    save_shard(folder, own, 77, "a1")
+    (tmp_path / ".monday.shard-0-of-1.c3.part").mkdir()
+    (tmp_path / ".tuesday.shard-0-of-1.a1").mkdir()
+    save_shard(folder, own, 77, "b2")
+    assert visible(tmp_path) == [".monday.shard-0-of-1.b2", ".tuesday.shard-0-of-1.a1"]
+
+
+def test_a_shard_of_another_save_is_not_loaded(tmp_path: Path) -> None:
+    own = trained()
+    folder = saved(tmp_path, own)
+    assert bits(load_shard(folder, hosted(), "a1")) == bits(own.server)
+    with pytest.raises(SavedRunError, match=r"of another save than a moment before; load again"):
+        load_shard(folder, hosted(), "b2")
 
 
 # What goes wrong on the way.
@@ -190,7 +241,7 @@ class Crash(BaseException):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), Crash()], ids=["error", "crash"])
-@pytest.mark.parametrize("calls", range(8))
+@pytest.mark.parametrize("calls", range(9))
 def test_a_save_that_ends_halfway_leaves_nothing_under_the_name(
     calls: int, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,16 +258,15 @@ def test_a_save_that_ends_halfway_leaves_nothing_under_the_name(
         patched.setattr(os, "fsync", failing)
         if isinstance(error, Crash):  # nobody tidies up then
             patched.setattr(shutil, "rmtree", lambda *_, **__: None)
-        if calls < 7:
+        if calls < 8:
             with pytest.raises(type(error)):
                 saved(tmp_path, own)
         else:
             saved(tmp_path, own)
     if not visible(tmp_path / "monday"):
-        saved(tmp_path, own)
+        saved(tmp_path, own, save_id="b2")
     assert bits(load_shard(shard_folder(tmp_path, "monday", own), hosted())) == bits(own.server)
-    hidden = [name for name in visible(tmp_path) if name.startswith(".")]
-    assert bool(hidden) == (isinstance(error, Crash) and calls < 5)
+    assert visible(tmp_path) == ["monday"]
 
 
 def change_a_byte(path: Path) -> None:
@@ -251,7 +301,7 @@ def test_damaged_files_are_named(
         ("[]", r"must hold a JSON object, got a list"),
         ('{"format": 3}', r"has format 3, .* use the version of Downpour that wrote it"),
         ('{"format": 2}', r"was damaged: its checksum is not that of what it says"),
-        (sealed({}), r"lacks 'fingerprint': it was damaged"),
+        (sealed({}), r"lacks 'save': it was damaged"),
     ],
     ids=["no JSON", "no object", "newer", "no checksum", "empty"],
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from downpour.errors import RefusedError, SettingError, WorkerLostError
 from downpour.given import checked_block
 from downpour.merged import merged_shrunk
 from downpour.metrics.latency import Latency
+from downpour.remote import saves
 from downpour.remote.server import CLOSE_S, shrunk_of
 from downpour.tables import partition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from downpour.deployment import Deployment
     from downpour.remote.link import Ticket
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from downpour.transport import Floats, Keys, Shrunk, Transport
 
 WATCH_S = 0.1  # seconds between two looks for requests that have waited too long
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,10 @@ class RemoteClient(Client):
         """The steps of this worker that asked rows may not have seen: all were acknowledged."""
         return 0
 
+    def atomic(self) -> AbstractContextManager[None]:
+        """Nothing: what was sent to servers counts there."""
+        return nullcontext()
+
     def update(self, located: Located, pushes: Floats, *, is_mean: bool = True) -> None:
         """One step of the table's rules, on all servers, acknowledged."""
         self._settle(located.table, self._begin_update(located, pushes))
@@ -301,47 +306,29 @@ class RemoteClient(Client):
         """Let each server write its shard under its `--save-root`; the folders, as each has them.
 
         All that this client has pushed is in it. Each table is as of one moment: while others
-        push, tables and servers may be some steps apart. Raises RefusedError for a name that is
-        no part of a path or is taken, also where a connection broke after the save was written.
+        push, tables and servers may be some steps apart. Nothing has the name before all servers
+        have written their shard. Raises RefusedError for a name that is no part of a path or that a
+        whole save has, and then nothing is written.
         """
         self.finish()
-
-        def save(server: RemoteServer) -> str:
-            num_bytes = sum(table.bytes for table in server.stats().values())
-            limit_s = server.patience_s(num_bytes)
-            path: str = server.ask("save", {"name": name}, deadline_s=limit_s)["path"]
-            return path
-
-        return self._of_each(save)
+        return saves.save(self.remote, name)
 
     def load(self, name: str) -> None:
         """Let each server fill itself from what it, or one before it, has saved under a name.
 
         All must be new and as many as saved, with the same plan; a run connects afterwards. Where
         one would refuse, none is filled. Raises RefusedError, SavedRunError for a save that is
-        missing or damaged, SettingError for a member of a run.
+        missing, damaged, or broken (its shards are of different saves), SettingError for a member
+        of a run.
         """
         if self.membership is not None:
             raise SettingError(
                 "load: the members of a run have counted steps already; load by a client that "
                 "takes no part in it, connect(plan, servers), before they connect"
             )
-        request = {"name": name}
-        checks = self._of_each(lambda server: server.ask("load", {**request, "check": True}))
-        limits_s = {
-            server: server.patience_s(check["bytes"])
-            for server, check in zip(self.remote, checks, strict=True)
-        }
-        for answer in self._of_each(
-            lambda server: server.ask("load", request, deadline_s=limits_s[server])
-        ):
-            for table, step in answer["steps"].items():
+        for steps in saves.load(self.remote, name):
+            for table, step in steps.items():
                 self.steps[table] = max(self.steps[table], step)
-
-    def _of_each(self, call: Callable[[RemoteServer], T]) -> list[T]:
-        """What a call gives of each server, all at once; raises the first one's error."""
-        with ThreadPoolExecutor(len(self.remote)) as pool:
-            return list(pool.map(call, self.remote))
 
     # What it has seen.
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from downpour import grpc_log
-from downpour.disk import naming
 from downpour.errors import RefusedError, SettingError, TableError
 from downpour.local_path import WRITE_ELSEWHERE, local_path
 from downpour.row_batches import check_columns, read_rows, row_batches, rows_schema
@@ -22,7 +21,7 @@ from downpour.serving.members import CHIEF
 from downpour.serving.refusals import LOG, LoggedOnce, TokenCheck
 from downpour.serving.round_verbs import RoundVerbs
 from downpour.serving.runs import Runs
-from downpour.serving.shard_files import load_shard, read_manifest, save_shard, shard_folder
+from downpour.serving.save_verbs import SaveVerbs
 from downpour.tables import dedup
 from downpour.wire import SCHEMA, error_header, header_bytes, pack, parsed
 
@@ -86,7 +85,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         middleware = {} if token is None else {"token": TokenCheck(token, self.refused)}
         self.service, self.host = service, host
         self.max_message_bytes = max_message_bytes
-        self.save_root = None if save_root is None else save_root.resolve()
+        self.saves = SaveVerbs(service, None if save_root is None else save_root.resolve())
         self.runs, self.rounds = Runs(), RoundVerbs(lambda: service.hosted.staging.committed)
         self.stopped = threading.Event()
         self.bytes_sent = self.bytes_received = 0
@@ -245,8 +244,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             "halt": self._halt,
             "dismiss": self._dismiss,
             **self.rounds.verbs(),
-            "save": self._save,
-            "load": self._load,
+            **self.saves.verbs(),
             "stop": self._stop,
         }
 
@@ -315,27 +313,6 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         for client in texts(request, "clients"):
             self.service.sessions.of(client).take_over(DISMISSED, NEVER)
         return {}
-
-    def _save(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Write this shard to the server's own disk, under a name."""
-        hosted = self.service.hosted
-        folder = shard_folder(self.save_root, text(request, "name"), hosted)
-        with naming(folder):
-            save_shard(folder, hosted, self.service.incarnation)
-        LOG.info("event=saved folder=%s", folder)
-        return {"path": str(folder)}
-
-    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Fill this shard, which must be new, from a save of a name; or look whether it would."""
-        hosted = self.service.hosted
-        folder = shard_folder(self.save_root, text(request, "name"), hosted)
-        hosted.require_new()
-        if flag(request, "check"):
-            files = read_manifest(folder, hosted)["files"].values()
-            return {"bytes": sum(it["bytes"] for it in files)}
-        hosted.adopt(load_shard(folder, hosted))
-        LOG.info("event=loaded folder=%s", folder)
-        return {"steps": self.service.greeting()["steps"]}
 
     def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
         """End this server."""

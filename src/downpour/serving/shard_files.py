@@ -1,15 +1,16 @@
 """Shards that servers keep on their own disks: a save has a name, and a folder for each shard.
 
-docs/checkpoint-format.md shows the format. A shard is written beside its place and renamed into it
-when all of it is on the disk, so that a crash leaves nothing half under the name.
+docs/checkpoint-format.md shows the format. A shard is written under a temporary name, and renamed
+when all servers have theirs on the disk. So a crash leaves nothing under the name, unless it comes
+while the servers rename; then the ids of the shards show it.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import secrets
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("downpour.server")
 MANIFEST, DENSE = "manifest.json", "dense.safetensors"
+SAVE: dict[str, tuple[str, Check]] = {"save": ("a text", lambda it: isinstance(it, str))}
 CONTENT: dict[str, tuple[str, Check]] = {
+    **SAVE,
     "fingerprint": ("a text", lambda it: isinstance(it, str)),
     "shard": ("a whole number >= 0", is_count),
     "num_shards": ("a whole number >= 0", is_count),
@@ -67,27 +70,65 @@ def shard_folder(root: Path | None, name: str, hosted: Hosted) -> Path:
     return root / name / f"shard-{hosted.shard}-of-{hosted.deployment.num_shards}"
 
 
-def save_shard(folder: Path, hosted: Hosted, incarnation: int) -> None:
-    """Write the tables, each as of one moment, into a new folder that `shard_folder` gave.
+def save_shard(folder: Path, hosted: Hosted, incarnation: int, save_id: str) -> None:
+    """Write the tables, each as of one moment, for the folder that `shard_folder` gave.
 
-    Nothing is under the name before all files are on the disk. RefusedError where it is taken.
+    All files are on the disk when it returns, under a temporary name that `keep_shard` changes. It
+    removes what interrupted saves of the same name have left.
     """
-    _require_free(folder)
-    root = folder.parent.parent
-    beside = root / f".{folder.parent.name}.{folder.name}.{secrets.token_hex(4)}"
-    beside.mkdir(parents=True)
+    written = _beside(folder, save_id)
+    if written.is_dir():  # asked for again
+        return
+    for left in folder.parent.parent.glob(f".{folder.parent.name}.{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    unfinished = written.with_name(f"{written.name}.part")
+    unfinished.mkdir(parents=True)
     try:
-        _write(beside, hosted, incarnation)
-        folder.parent.mkdir(exist_ok=True)
-        try:
-            beside.rename(folder)
-        except OSError:
-            _require_free(folder)  # another one was written meanwhile
-            raise
+        _write(unfinished, hosted, incarnation, save_id)
+        unfinished.rename(written)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    for path in (folder.parent, root):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    sync(written.parent)
+
+
+def keep_shard(folder: Path, save_id: str, replaces: str | None) -> None:
+    """Rename what `save_shard` has written.
+
+    replaces: the id of a broken save, whose shard is replaced if it has the name. Raises
+    RefusedError if the shard of another save has it, or if nothing was written.
+    """
+    found = {(number, of): own_id for number, of, own_id in shards_of(folder.parent)}
+    place = _numbers(folder)
+    if found.get(place) == save_id:  # asked for again
+        return
+    if place in found and found[place] != replaces:
+        raise RefusedError(
+            f"{folder.parent.name!r} exists already, with shard {place[0]} of {place[1]}; save "
+            "under another name, or remove it first"
+        )
+    written = _beside(folder, save_id)
+    if not written.is_dir():
+        raise RefusedError(
+            f"{folder.parent.name!r} was not written here, or another save of that name has "
+            "removed it; save again"
+        )
+    old = _beside(folder, f"{save_id}.old")
+    folder.parent.mkdir(exist_ok=True)
+    if place in found:
+        folder.rename(old)
+    written.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    for path in (folder.parent, folder.parent.parent):
         sync(path)
+
+
+def drop_shard(folder: Path, save_id: str) -> None:
+    """Remove what a save has written, whether it has its name already or not."""
+    shutil.rmtree(_beside(folder, save_id), ignore_errors=True)
+    if (*_numbers(folder), save_id) in shards_of(folder.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # other shards are in it
+            folder.parent.rmdir()
 
 
 def read_manifest(folder: Path, hosted: Hosted) -> dict[str, Any]:
@@ -120,13 +161,15 @@ def read_manifest(folder: Path, hosted: Hosted) -> dict[str, Any]:
     return manifest
 
 
-def load_shard(folder: Path, hosted: Hosted) -> Server:
+def load_shard(folder: Path, hosted: Hosted, save_id: str | None = None) -> Server:
     """The tables of a saved shard, as a server of their own.
 
-    Rows that hold NaN or infinity are left out, and logged. Raises as `read_manifest` does, and
-    SavedRunError for a file that was changed.
+    save_id: of the save that it must be of, if given. Rows that hold NaN or infinity are left out,
+    and logged. Raises as `read_manifest` does, and SavedRunError for a file that was changed.
     """
     manifest = read_manifest(folder, hosted)
+    if save_id is not None and manifest["save"] != save_id:
+        raise SavedRunError(f"{folder} is of another save than a moment before; load again")
     for name, written in manifest["files"].items():
         with reading(folder / name):
             found = fingerprint(folder / name)
@@ -155,7 +198,7 @@ def load_shard(folder: Path, hosted: Hosted) -> Server:
     return server
 
 
-def _write(data: Path, hosted: Hosted, incarnation: int) -> None:
+def _write(data: Path, hosted: Hosted, incarnation: int, save_id: str) -> None:
     """All files of a shard, the manifest last; they are on the disk when this returns."""
     deployment = hosted.deployment
     sparse = {
@@ -164,6 +207,7 @@ def _write(data: Path, hosted: Hosted, incarnation: int) -> None:
     }
     dense = _write_dense(data / DENSE, hosted)
     manifest = {
+        "save": save_id,
         "incarnation": incarnation,
         "fingerprint": deployment.fingerprint,
         "shard": hosted.shard,
@@ -197,35 +241,43 @@ def _write_dense(path: Path, hosted: Hosted) -> dict[str, Any]:
     return facts
 
 
-def _require_free(folder: Path) -> None:
-    """Raise RefusedError where a name is taken by this shard, or by other numbers of them."""
-    own = SHARD.fullmatch(folder.name)
-    assert own is not None
-    mine = int(own[1]), int(own[2])
-    for number, of in _shards(folder.parent):
-        if number == mine[0] or of != mine[1]:
-            raise RefusedError(
-                f"{folder.parent.name!r} exists already, with shard {number} of {of}; save under "
-                "another name, or remove it first"
-            )
+def _beside(folder: Path, ending: str) -> Path:
+    """The temporary name of a shard."""
+    return folder.parent.parent / f".{folder.parent.name}.{folder.name}.{ending}"
 
 
 def _lacks(folder: Path) -> str:
     """Say that a save has not this shard, and what there is."""
     name, root = folder.parent.name, folder.parent.parent
-    if shards := _shards(folder.parent):
-        there = ", ".join(f"{number} of {of}" for number, of in shards)
+    if shards := shards_of(folder.parent):
+        there = ", ".join(f"{number} of {of}" for number, of, _ in shards)
         return (
             f"save {name!r} has no {folder.name}, but shards {there}; load it on as many servers, "
             "each with the folder that it saved in"
         )
-    names = sorted(path.name for path in root.iterdir() if _shards(path)) if root.is_dir() else []
+    names = sorted(path.name for path in root.iterdir() if shards_of(path)) if root.is_dir() else []
     return f"no save {name!r} in {root}; there are: {', '.join(names) or 'none'}"
 
 
-def _shards(folder: Path) -> list[tuple[int, int]]:
-    """The numbers of the shards that the folder of a save has, each with how many there were."""
+def shards_of(folder: Path) -> list[tuple[int, int, str | None]]:
+    """The shards in the folder of a save: number, how many there were, and the id of the save.
+
+    The id is None if the manifest cannot be read.
+    """
     if not folder.is_dir() or folder.name.startswith("."):
         return []
-    found = [SHARD.fullmatch(path.name) for path in folder.iterdir()]
-    return sorted((int(match[1]), int(match[2])) for match in found if match)
+    shards = [path for path in folder.iterdir() if SHARD.fullmatch(path.name)]
+    return sorted((*_numbers(path), _id_of(path)) for path in shards)
+
+
+def _numbers(shard: Path) -> tuple[int, int]:
+    found = SHARD.fullmatch(shard.name)
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+def _id_of(shard: Path) -> str | None:
+    try:
+        return str(read_sealed(shard / MANIFEST, SAVE)["save"])
+    except (OSError, SavedRunError):
+        return None
