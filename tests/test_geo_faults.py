@@ -105,14 +105,21 @@ def test_an_exchange_of_which_nobody_knows_how_far_it_came_is_not_gone_on_with()
 # What is refused.
 
 
-def test_a_row_that_has_become_infinite_is_not_sent() -> None:
+def test_no_row_becomes_infinite_and_no_change_that_is_too_large_is_sent() -> None:
     with workers(1, k=1) as (client, _):
         add(client, [1, 2], 8.0)
-        add(client, [2], 1.7e308)
-        add(client, [2], 1.7e308)
+        add(client, [2], -1.7e308)
+        client.finish()
+        served = served_rows(client)
+        assert served == {1: 9.0, 2: -1.7e308}
+        with pytest.raises(NonFiniteError, match=r"'embedding': this push would make the row of"):
+            add(client, [1, 2], -1.7e308)
+        assert own_rows(client, [1, 2]) == [9.0, -1.7e308]
+        for _ in range(2):
+            add(client, [2], 1.7e308)
         with pytest.raises(NonFiniteError, match=r"table 'embedding'.*NaN or infinity.*not.* sent"):
             client.finish()
-        assert served_rows(client) == {1: 1.0, 2: 1.0}
+        assert served_rows(client) == served
         client.abandon("its training has failed")
 
 

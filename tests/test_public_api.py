@@ -59,7 +59,7 @@ def test_version_of_a_source_folder_that_is_not_installed_says_how_to_install_it
 
 def test_every_error_is_of_one_tree() -> None:
     errors = [getattr(dp, name) for name in dp.__all__ if name.endswith("Error")]
-    assert len(errors) == 13
+    assert len(errors) == 14
     assert all(issubclass(error, dp.DownpourError) for error in errors)
 
 

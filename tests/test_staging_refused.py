@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from downpour.errors import NonFiniteError, SettingError, TableError
+from downpour.errors import NonFiniteError, OutOfMemoryError, SettingError, TableError
 from downpour.serving.staging import Commit, Staging
+from downpour.tables import DenseTable, arena
 from tests.ctr_tables import some_pushes
 from tests.staged import (
     KEYS,
@@ -23,6 +24,9 @@ from tests.staged import (
     server,
     staged,
 )
+
+if TYPE_CHECKING:
+    from downpour.server import Server
 
 SAMPLES = {0: 3, 1: 5}
 
@@ -146,12 +150,64 @@ HUGE["ctr"].values[:, 0] = 1.0
 def test_of_a_commit_whose_sums_overflow_nothing_is_applied(table: str) -> None:
     own, staging = staged([*both(), HUGE[table], HUGE[table]])
     before = bits(own)
-    with pytest.raises(NonFiniteError, match=rf"{table}.* sum to infinity"):
+    with pytest.raises(NonFiniteError, match=rf"step 1: .*{table}.* sum to infinity"):
         staging.commit(commit({**SAMPLES, 2: 1}))
     assert bits(own) == before
-    assert staging.committed == 0
-    staging.discard(2)
-    assert staging.commit(commit(SAMPLES))
+
+
+def known(calls: list[Staged]) -> tuple[Server, Staging]:
+    """As `staged`, with a row for each key: a step that is refused may make rows."""
+    own = server()
+    for table in ("plain", "ctr"):
+        own.locate(table, KEYS, create=True)
+    return staged(calls, own=own)
+
+
+@pytest.mark.parametrize("table", HUGE)
+def test_a_step_that_leads_to_infinity_changes_no_table_and_is_over(table: str) -> None:
+    (own, staging), (other, unharmed) = known([*both(), HUGE[table]]), known([])
+    before = bits(own)
+    refused = commit({**SAMPLES, 2: 1})
+    for _ in range(2):  # all who commit it are told the same
+        with pytest.raises(NonFiniteError, match=rf"step 1: .*table '{table}': this push would"):
+            staging.commit(refused)
+        assert bits(own) == before
+    assert staging.committed == 1
+    unharmed.commit(commit({0: 1}, rates={}))  # the others
+    for each in (staging, unharmed):
+        for good in both():
+            good.on(each, step=2)
+        assert each.commit(commit(SAMPLES, step=2))
+    assert bits(own) == bits(other)
+    assert not staging.commit(commit(SAMPLES, step=2))
+
+
+@pytest.mark.parametrize("place", ["rows", "embedx", "a copy"])
+def test_a_step_that_there_is_no_memory_for_is_refused_as_a_whole(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = both()
+    if place == "embedx":
+        shown = next(it for it in calls if it.table == "ctr")
+        shown.values[:, 1] = 100.0
+    (own, staging), before = known(calls), None
+    if place == "rows":
+        own, staging = staged(calls)
+    before = bits(own)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patched:
+        if place == "a copy":
+            patched.setattr(DenseTable, "_remember", no_memory)
+        else:
+            patched.setattr(arena, "Pages", no_memory)
+        for _ in range(2):
+            with pytest.raises(OutOfMemoryError, match=r"step 1: .* no memory .*no more"):
+                staging.commit(commit(SAMPLES))
+            assert bits(own) == before
+    assert staging.committed == 1
 
 
 def test_sums_that_cancel_to_nan_are_refused_without_a_warning() -> None:

@@ -277,7 +277,7 @@ import sys
 import numpy as np
 from downpour.accessor import EmbeddingAccessor
 from downpour.rules import RowwiseAdagrad
-from downpour.tables import SparseTable, batches, kernels
+from downpour.tables import SparseTable, batches, kernels, update_kernels
 
 table = SparseTable("t", EmbeddingAccessor(dim=4, rule=RowwiseAdagrad(0.1)))
 keys = np.arange(10, dtype=np.uint64)
@@ -285,7 +285,8 @@ table.push(keys, np.ones((10, 4), np.float32), step=1, lr=0.1)
 rows = table.locate(keys, create=True)
 table.update(rows, table.pull(keys), step=2, lr=0.1)
 table.read(keys, rows)
-used = [kernels.push, kernels.locate, kernels.pull, kernels.update, kernels.read, batches._dedup]
+used = [kernels.make, kernels.locate, kernels.pull, kernels.read, update_kernels.update]
+used.append(batches._dedup)
 misses = sum(sum(kernel.stats.cache_misses.values()) for kernel in used)
 print(misses, "torch" in sys.modules)
 """

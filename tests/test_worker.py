@@ -361,3 +361,40 @@ def test_what_becomes_infinite_on_the_way_is_refused_before_anything_is_pushed(
     with pytest.raises(dp.NonFiniteError, match=message):
         worker.step("rows_and_bias", a_batch())
     assert held() == before
+
+
+def steep(model: Any, batch: dp.Batch) -> torch.Tensor:
+    """A gradient of 3e38 for the bias on a poisoned batch, and small ones for all rows."""
+    return click(model, batch) + model.out.bias.sum() * (3e38 if poisoned(batch) else 0.0)
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_step_that_leads_a_weight_to_infinity_moves_no_row(num_shards: int) -> None:
+    def train(batches: list[dp.Batch]) -> dict[str, Any]:
+        model = Network()
+        plan = planned(model, steep, sparse=dp.Adam(0.1, weight_decay=0.1), dense=dp.Adam(0.1))
+        ps = dp.embedded(plan, num_shards=num_shards)
+        with dp.Worker(plan, model, ps) as worker:
+            for batch in batches:
+                if poisoned(batch):
+                    message = r"'dense.steep': this push would make 'out.bias' infinite or NaN"
+                    with pytest.raises(dp.NonFiniteError, match=message):
+                        worker.step("steep", batch)
+                else:
+                    worker.step("steep", batch)
+        return everything(ps)
+
+    assert train([a_batch(), POISON, a_batch()]) == train([a_batch(), a_batch()])
+
+
+def test_a_push_that_one_shard_refuses_is_taken_by_none() -> None:
+    plan = planned(Network(init=dp.Constant(0.0)), click, sparse=dp.SGD(1.0))
+    ps = dp.embedded(plan, num_shards=4)
+    keys, grads = np.arange(40), np.ones((40, 4), np.float32)
+    ps.push("embedding", keys, grads, feature="item")
+    grads[17] = -3e38
+    ps.push("embedding", keys, grads, feature="item")
+    before = everything(ps)
+    with pytest.raises(dp.NonFiniteError, match="this push would make the row of key"):
+        ps.push("embedding", keys, grads, feature="item")
+    assert everything(ps) == before

@@ -46,8 +46,7 @@ class EmbeddingAccessor:
 
     `dim`: numbers a row, >= 1. `rule`: a rule that may sit on a sparse table. `init`: the value
     before the first update. `bounds`: (low, high) to clamp weights to when new and after each
-    update, a NaN becoming low. `dtype`: "float32", or "float64" for comparisons. Raises
-    SettingError.
+    update. `dtype`: "float32", or "float64" for comparisons. Raises SettingError.
     """
 
     dim: int

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self, cast
 import numpy as np
 
 from downpour.accessor import CtrAccessor
+from downpour.atomic import Atomic
 from downpour.errors import NonFiniteError, SettingError, TableError
 from downpour.given import checked_block, checked_rows, dense_values, stored_ids
 from downpour.merged import merged_shrunk, merged_stats
@@ -20,6 +21,7 @@ from downpour.transport import DenseState, DenseStats, Shrunk, SparseState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -71,6 +73,7 @@ class Client:
         self._rebuilds: Counter[str] = Counter()  # after which rows have other numbers
         # How often this client has changed a dense table: embedded, nobody else does.
         self.dense_changes: Counter[str] = Counter()
+        self._atomic = Atomic(self.steps, self.dense_changes)
 
     def __enter__(self) -> Self:
         return self
@@ -228,13 +231,13 @@ class Client:
         table = located.table
         step, lr = self.next_step(table)
         located = self._as_of_now(located, create=True)
-        if located.order is None:
-            self.servers[0].update(table, located.rows[0], pushes, step=step, lr=lr)
-        else:
+        with self._atomic.push() as changes:
             for i, server in enumerate(self.servers):
-                part = pushes[located.order[located.ends[i] : located.ends[i + 1]]]
-                server.update(table, located.rows[i], part, step=step, lr=lr)
-        self.steps[table] = step
+                part = pushes
+                if located.order is not None:
+                    part = pushes[located.order[located.ends[i] : located.ends[i + 1]]]
+                server.update(table, located.rows[i], part, step=step, lr=lr, within=changes)
+            self.steps[table] = step
 
     def next_step(self, table: str) -> tuple[int, tuple[float, ...]]:
         """The number of a table's next step and the learning rate of each of its rules in it.
@@ -262,6 +265,10 @@ class Client:
             if step
             for place, rule in enumerate(self._rules(table))
         }
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """A block whose pushes count together: where it raises, none of them does."""
+        return self._atomic.block()
 
     def init_dense(self, table: str, flat: Floats) -> bool:
         """Give a dense table its first weights [size]; False where a server has them already."""
@@ -329,11 +336,14 @@ class Client:
         layout = self._layout(table)
         step, (lr,) = self.next_step(table)
         grad = checked_block(layout, "gradient", grad, names)
-        for share in layout.shares:
-            server = self.servers[share.server]
-            server.push_dense(table, share.take(grad), step=step, lr=lr, names=names)
-        self.steps[table] = step
-        self.dense_changes[table] += 1
+        with self._atomic.push() as changes:
+            for share in layout.shares:
+                own = share.take(grad)
+                self.servers[share.server].push_dense(
+                    table, own, step=step, lr=lr, names=names, within=changes
+                )
+            self.steps[table] = step
+            self.dense_changes[table] += 1
 
     def export(self, table: str) -> SparseState:
         """All rows of a sparse table, the keys rising whatever the number of shards."""

@@ -6,7 +6,8 @@ DownpourError
 ├── DataError         input data is missing, broken, empty or mistyped     (also ValueError)
 ├── PlanError         a model and its losses cannot be planned             (also ValueError)
 ├── TableError        a request that a table refuses; nothing was changed  (also ValueError)
-├── NonFiniteError    NaN or infinity in a loss or gradient; not applied   (also ArithmeticError)
+│   └── OutOfMemoryError     there is no memory for it; nothing was changed (also MemoryError)
+├── NonFiniteError    NaN or infinity, given or led to; not applied        (also ArithmeticError)
 ├── SavedRunError     a run folder that cannot be loaded                   (also ValueError)
 ├── RefusedError      a server does not take this peer or this message     (also ConnectionError)
 │   └── RoundClosedError     an update came after its round had closed
@@ -40,8 +41,12 @@ class TableError(DownpourError, ValueError):
     """A table refused a request; nothing was changed."""
 
 
+class OutOfMemoryError(TableError, MemoryError):
+    """There is no memory for what was asked; nothing was changed."""
+
+
 class NonFiniteError(DownpourError, ArithmeticError):
-    """NaN or infinity in a loss or a gradient; the step was not applied."""
+    """NaN or infinity in a loss or gradient, or that a step would lead to; it was not applied."""
 
 
 class SavedRunError(DownpourError, ValueError):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from downpour.accessor import Rates
     from downpour.plan.plan import Plan
     from downpour.plan.sections import Part, Sections
-    from downpour.tables import TableStats
+    from downpour.tables import TableStats, Transaction
     from downpour.transport import Floats, Keys, Rows
 
 T = TypeVar("T")
@@ -63,9 +63,18 @@ class Server:
         """See Transport."""
         _of(self.sparse, table).read(keys, rows, out)
 
-    def update(self, table: str, rows: Rows, pushes: Floats, *, step: int, lr: Rates) -> None:
+    def update(
+        self,
+        table: str,
+        rows: Rows,
+        pushes: Floats,
+        *,
+        step: int,
+        lr: Rates,
+        within: Transaction | None = None,
+    ) -> None:
         """See Transport."""
-        _of(self.sparse, table).update(rows, pushes, step=step, lr=lr)
+        _of(self.sparse, table).update(rows, pushes, step=step, lr=lr, within=within)
 
     def set(self, table: str, keys: Keys, weights: Floats) -> None:
         """See Transport."""
@@ -96,11 +105,18 @@ class Server:
         _of(self.dense, table).pull(out)
 
     def push_dense(
-        self, table: str, grad: Floats, *, step: int, lr: float, names: Collection[str]
+        self,
+        table: str,
+        grad: Floats,
+        *,
+        step: int,
+        lr: float,
+        names: Collection[str],
+        within: Transaction | None = None,
     ) -> None:
         """See Transport."""
         own = _of(self.dense, table)
-        own.push(grad, step=step, lr=lr, names=self._parts_here(table, names))
+        own.push(grad, step=step, lr=lr, names=self._parts_here(table, names), within=within)
 
     def _parts_here(self, table: str, names: Collection[str]) -> list[str]:
         """The parts that are here of parameters of a table."""
@@ -119,11 +135,17 @@ class Server:
         return SparseState(keys, weights, state, own.step, own.log_decay, *statistics)
 
     def restore(self, table: str, state: SparseState) -> None:
-        """See Transport."""
+        """See Transport. A new table takes the place of the empty one, as in `clear`.
+
+        So one that cannot be filled leaves it empty.
+        """
         own = _of(self.sparse, table)
+        own.require_empty()
+        filled = sparse_table(table, own.accessor, seed=own.seed)
         statistics = () if state.statistics is None else (state.statistics,)
         rows = (state.keys, state.weights, state.state, *statistics)
-        own.restore(*rows, step=state.step, log_decay=state.log_decay)
+        filled.restore(*rows, step=state.step, log_decay=state.log_decay)
+        self.sparse[table] = filled
 
     def clear(self, table: str) -> None:
         """See Transport. A new table takes the place of the old one, as in `shrink`.

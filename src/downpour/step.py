@@ -77,6 +77,7 @@ class Step:
     loss: float = 0.0
     pushes: dict[PushSparse, tuple[Located, Floats]] = field(default_factory=dict)
     reached: dict[str, list[str]] = field(default_factory=dict)  # parameters, by dense table
+    pushed_dense: list[str] = field(default_factory=list)  # dense tables
 
     def all_lookups(self) -> list[Lookup]:
         """Those of the step's batch, and those of the batches made on the way."""

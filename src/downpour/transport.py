@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downpour.accessor import Rates
-    from downpour.tables import TableStats
+    from downpour.tables import TableStats, Transaction
 
     Keys: TypeAlias = NDArray[np.uint64]
     Rows: TypeAlias = NDArray[np.int64]
@@ -69,7 +69,8 @@ class Transport(Protocol):
     A share is the server's parts of a dense table one after the other, a block [size] (see
     `plan.sections`); a server without a part does not have the table. An embedded `Server` is its
     own transport. Keys are stored keys (their id space mixed in), uint64 [n], all different. Every
-    call but `stats` raises TableError for a table that the server does not have.
+    call but `stats` raises TableError for a table that the server does not have. A call that raises
+    has changed no value; `within` a transaction a change is undone with it.
     """
 
     def locate(self, table: str, keys: Keys, *, create: bool) -> Rows:
@@ -78,7 +79,16 @@ class Transport(Protocol):
     def read(self, table: str, keys: Keys, rows: Rows, out: Floats) -> None:
         """Located rows as of now, [n, pull_dim]; row -1 gives the initial row."""
 
-    def update(self, table: str, rows: Rows, pushes: Floats, *, step: int, lr: Rates) -> None:
+    def update(
+        self,
+        table: str,
+        rows: Rows,
+        pushes: Floats,
+        *,
+        step: int,
+        lr: Rates,
+        within: Transaction | None = None,
+    ) -> None:
         """One step of the table's rules on located rows; also without any, so that time passes.
 
         `pushes` [n, push_dim] are gradients, of CTR rows with slot, show, click and places before.
@@ -100,7 +110,14 @@ class Transport(Protocol):
         """The weights of a share, [size]."""
 
     def push_dense(
-        self, table: str, grad: Floats, *, step: int, lr: float, names: Collection[str]
+        self,
+        table: str,
+        grad: Floats,
+        *,
+        step: int,
+        lr: float,
+        names: Collection[str],
+        within: Transaction | None = None,
     ) -> None:
         """One step of the rule with the share's grad [size], on these parameters alone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,16 @@ import numpy as np
 
 from downpour.accessor import CtrAccessor
 from downpour.server import Server
-from downpour.tables import dedup, kernels, partition, segment_sum
+from downpour.tables import Transaction, dedup, kernels, partition, segment_sum
 from downpour.tables.batches import bits_of, same_bits
 from downpour.tables.pushes import PUSH_CLICK, PUSH_SHOW
 
 if TYPE_CHECKING:
     from downpour.plan.plan import Plan
+
+
+class _UndoneError(Exception):
+    """Raised so that an update is undone."""
 
 
 def warm(plan: Plan, *, served: bool = False) -> None:
@@ -38,6 +43,9 @@ def warm(plan: Plan, *, served: bool = False) -> None:
             table.pull(key)
             table.set(key, np.zeros((1, spec.accessor.dim), pushes.dtype))
             table.export()
+            with suppress(_UndoneError), Transaction() as changes:
+                table.update(rows, pushes, step=3, lr=lr, within=changes)
+                raise _UndoneError
     for block in plan.dense:
         grad = np.zeros(block.size, block.dtype)
         names = [section.name for section in block.sections]

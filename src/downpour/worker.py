@@ -69,7 +69,8 @@ class Worker:
     A model goes on with the rows that it was trained with. Raises PlanError for a trained model
     with empty tables, and for a client whose tables are not those of the plan.
 
-    A step is atomic: whatever it raises, it raises before anything is pushed.
+    A step is atomic: whatever it raises, nothing of it is pushed, or in this process all of it is
+    undone. What servers refuse of a step they refuse table by table (see docs/consistency.md).
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Worker:
             window = self._windows[program, op.table]
             window.skip()
             if window.is_due:
-                self._push_dense(program, window)
+                self._push_dense(window)
         self._end_step(program, 0, goes_on=False)
 
     def _step(self, program: str, batch: Batch, goes_on: bool) -> StepResult:
@@ -182,10 +183,14 @@ class Worker:
             self._ask_ahead()
         self._current = work
         try:
-            for op in plan.ops:
-                self._run(op, work)
+            with self.client.atomic():
+                for op in plan.ops:
+                    self._run(op, work)
         finally:
             self._current = None
+        with self._timed("pull"):
+            for table in work.pushed_dense:  # which the step holds until its end
+                self._values.pushed(program, table)
         self._end_step(program, batch.size, goes_on=goes_on)
         return StepResult(work.loss, batch.size)
 
@@ -235,7 +240,8 @@ class Worker:
         for name, program in self.plan.programs.items():  # each is a step of its tables
             windows = [self._windows[name, op.table] for op in program.ops_of(PushDense)]
             for window in windows:
-                self._push_dense(name, window)
+                if self._push_dense(window):
+                    self._values.pushed(name, window.block.spec.name)
             if any(window.every > 1 for window in windows):
                 self.client.end_step(0)
                 self._num_steps += 1
@@ -317,19 +323,19 @@ class Worker:
             case PushDense(table):
                 window = self._windows[work.program.name, table]
                 window.add(work.reached[table])
-                if window.is_due:
-                    self._push_dense(work.program.name, window)
+                if window.is_due and self._push_dense(window):
+                    work.pushed_dense.append(table)
 
-    def _push_dense(self, program: str, window: Window) -> None:
+    def _push_dense(self, window: Window) -> bool:
+        """Push what a window has, if anything."""
         if not window.num_batches:
-            return
+            return False
         with self._timed("push"):
             try:
                 window.push(self.client)
             finally:  # a push that was refused must not keep the next ones from being due
                 window.reset()
-        with self._timed("pull"):
-            self._values.pushed(program, window.block.spec.name)
+        return True
 
     def _learns(self, op: PullSparse, work: Step) -> bool:
         """Whether a gradient of the op's rows is wanted, or to be refused if one comes."""

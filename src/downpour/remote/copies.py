@@ -55,7 +55,7 @@ class RowsCopy:
     def moved(self, num_workers: int) -> tuple[Keys, Floats]:
         """The keys of rows that were updated, and by how much servers are to change them.
 
-        Raises NonFiniteError where a row has become NaN or infinite.
+        Raises NonFiniteError where a change would be NaN or infinite.
         """
         self._sent = rows = np.flatnonzero(self._is_touched)
         keys = self._keys[rows]
@@ -74,7 +74,8 @@ class RowsCopy:
         rows = self.find(keys)
         here = rows >= 0
         keys, rows, values = keys[here], rows[here], values[here]
-        weights = self._table.read(keys, rows) + (values - self._base[rows])
+        with np.errstate(invalid="ignore", over="ignore"):  # the table refuses what they lead to
+            weights = self._table.read(keys, rows) + (values - self._base[rows])
         bounds = self._table.accessor.bounds
         self._table.replace(rows, weights if bounds is None else weights.clip(*bounds))
         self._base[rows] = values

@@ -19,6 +19,7 @@ from downpour.tables import SparseTable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from contextlib import AbstractContextManager
 
     from downpour.deployment import Deployment
     from downpour.plan.plan import Plan
@@ -198,6 +199,10 @@ class GeoClient(RemoteClient):
         self._arrive(located.waits_for)
         self.local.update(located, pushes)
         self._copies[located.table].touch(located.rows[0])
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """Let the pushes of a block count together in this worker; see Client."""
+        return self.local.atomic()
 
     def _arrive(self, upto: int) -> None:
         """Wait for the fetches of new rows up to one, in their order."""

@@ -85,7 +85,8 @@ def _require_free(first: RemoteServer, name: str, found: Sequence[Sequence[Shard
 
     A save that lacks shards is broken: servers were lost while it was made, and its name is free.
     Servers may share one disk or not, so each finds all shards or only its own. A save of another
-    number of servers counts as whole, as some of its shards may be on disks that no server here has.
+    number of servers counts as whole, as some of its shards may be on disks that no server here
+    has.
     """
     shards = {shard for own in found for shard in own}
     for number, of, save_id in sorted(shards, key=str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from downpour.errors import TableError
+from downpour.errors import DownpourError, TableError
 from downpour.remote.staging import StagingClient
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class SyncClient(StagingClient):
     ) -> None:
         super().__init__(deployment, servers, membership, rank=membership.rank, start_s=start_s)
         self._member = membership
+        self._refusal: DownpourError | None = None  # of a step, with which the training ended
 
     stops_together = True
 
@@ -66,9 +67,19 @@ class SyncClient(StagingClient):
         self.others_go_on = not self.all_stop
 
     def finish(self) -> None:
-        """Wait until the servers have all that was staged, or committed."""
+        """Wait until the servers have all that was staged, or committed.
+
+        Raises NonFiniteError or OutOfMemoryError if a server has refused the last step. Others may
+        have applied their part of it, so all workers get the same error, and this one gets it again
+        from then on.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        commits = [ticket for ticket in self._staged if ticket.header["op"] == "commit"]
         try:
             super().finish()
-        except TableError:  # as the others have taken the step without this worker
-            self._member.beat()
+        except DownpourError as error:
+            if isinstance(error, TableError):  # the others may have dropped this worker
+                self._member.beat()
+            self._refusal = next((it.error for it in commits if it.error is not None), None)
             raise

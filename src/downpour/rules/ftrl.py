@@ -28,7 +28,8 @@ def ftrl(weight: Floats, state: Floats, grad: Floats, hyper: Floats) -> None:
         state[i] += grad[i] - (new_root - root) * inverse_lr * weight[i]
         z = state[i]
         excess = max(abs(z) - l1, zero)
-        weight[i] = -np.sign(z) * excess / ((beta + new_root) * inverse_lr + l2)
+        divisor = (beta + new_root) * inverse_lr + l2  # 0 where no gradient was but 0
+        weight[i] = -np.sign(z) * excess / divisor if excess > zero else zero
 
 
 @dataclass(frozen=True, kw_only=True)

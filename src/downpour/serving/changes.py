@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,8 +62,9 @@ class ChangeSet:
             self._noted.append(keys)
             self._num_noted += keys.size
             if self._num_noted > self._most_noted:
-                self._noted = [self._different()]
-                self._num_noted = self._noted[0].size
+                with suppress(MemoryError):  # then repeats stay, as what they tell of has happened
+                    self._noted = [self._different()]
+                self._num_noted = sum(each.size for each in self._noted)
                 self._most_noted = max(LEAST_NOTED, 2 * self._num_noted)
 
     def fetch(self, number: int, most: int) -> tuple[Keys, bool]:
@@ -113,9 +115,10 @@ class Changes:
         """Note changes for a client from now on; once more changes nothing."""
         with self._lock:
             if client not in self._sets:
+                own = {name: ChangeSet() for name in self._server.sparse}
                 self._sets.pop(self._by_rank.get(rank, ""), None)
                 self._by_rank[rank] = client
-                self._sets[client] = {name: ChangeSet() for name in self._server.sparse}
+                self._sets[client] = own
 
     def leave(self, client: str) -> None:
         """Forget a client; one that is not here may leave."""
@@ -144,10 +147,12 @@ class Changes:
             )
         bounds = own.accessor.bounds
         kept = summed if bounds is None else summed.clip(*bounds)
+        # Where there are no bounds the client knows what its rows are now.
+        others = None if bounds is None else unique[(kept != summed).any(axis=1)]
         own.replace(own.locate(unique, create=True), kept)
         self.note(table, unique, but=client)
-        if bounds is not None:  # elsewhere the client knows what its rows are now
-            changed.note(unique[(kept != summed).any(axis=1)])
+        if others is not None:
+            changed.note(others)
 
     def add_dense(self, client: str, table: str, deltas: Floats, keep: Floats | None) -> None:
         """Make a share of a dense table keep * weights + deltas, each [size]; None keeps all.

@@ -11,6 +11,7 @@ import numpy as np
 from downpour.errors import RefusedError, TableError
 from downpour.server import Server
 from downpour.serving.changes import Changes
+from downpour.serving.memory_errors import typed_memory
 from downpour.serving.staging import Staging
 from downpour.tables import shard_of
 
@@ -20,15 +21,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downpour.deployment import Deployment
+    from downpour.serving.staging import Commit
     from downpour.transport import DenseState, Shrunk, SparseState
 
 
 class Hosted:
     """The tables of one shard, and what is staged for them.
 
-    Who changes one table holds its lock; a commit holds `committed`, as it changes many. Pulls hold
-    neither: a table that is cleared or shrunk is replaced by another, and who has found the old one
-    reads it to its end.
+    Whoever changes a table, or needs it unchanged, holds its lock in `locks`; a commit, which
+    changes many tables, holds the locks of all of them and `committed` (see `alone`). So the
+    changes of a table come one after the other. Reads hold none of these: a table shows them all of
+    a change or nothing, and `clear` and `shrink` replace a table, so that a read which has found
+    the old one still ends.
     """
 
     def __init__(self, deployment: Deployment, shard: int) -> None:
@@ -64,7 +68,7 @@ class Hosted:
 
     @contextmanager
     def alone(self, *tables: str) -> Iterator[None]:
-        """Nothing else changes these tables meanwhile, and no step is committed."""
+        """Nobody else changes these tables meanwhile, or commits a step."""
         with ExitStack() as held:
             held.enter_context(self.committed)
             for name in sorted(tables):  # all who hold several take them in one order
@@ -94,10 +98,19 @@ class Hosted:
         with self.alone(table):
             return self.server.export_dense(table) if self.server.has_weights(table) else None
 
+    def commit(self, commit: Commit) -> None:
+        """Apply a step of sync training, see `Staging.commit`, and wake those who wait for it."""
+        tables = self.locks.keys() & commit.rates.keys()
+        with self.alone(*tables):
+            try:
+                self.staging.commit(commit)
+            finally:  # a step that was refused is over, too
+                self.committed.notify_all()
+
     def restore(self, table: str, state: SparseState) -> None:
         """Fill an empty sparse table."""
         self.check_own(state.keys)
-        with self.alone(table):
+        with self.alone(table), typed_memory("restore", table):
             self.server.restore(table, state)
 
     def require_new(self) -> None:

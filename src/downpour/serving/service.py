@@ -27,6 +27,7 @@ from downpour.serving.fields import (
     whole,
 )
 from downpour.serving.hosted import Hosted
+from downpour.serving.memory_errors import typed_memory
 from downpour.serving.sessions import Sessions
 from downpour.tables import TableStats
 from downpour.warm import warm
@@ -159,7 +160,8 @@ class Service:
         number, step = whole(message.header, "n", least=1), whole(message.header, "s", default=0)
 
         def apply() -> dict[str, Any]:
-            return self._writes[op](self.hosted, message, session.client)
+            with typed_memory(op, message.header.get("table")):
+                return self._writes[op](self.hosted, message, session.client)
 
         keeps = op in ANSWERED_AGAIN
         return self._timed(
@@ -243,7 +245,8 @@ class Service:
             raise RefusedError(f"no request {op!r}; there are: {', '.join(self._reads)}")
         hosted = self.hosted
         self._await_commit(hosted, message)
-        header, values = self._reads[op](hosted, message, client)
+        with typed_memory(op, message.header.get("table")):
+            header, values = self._reads[op](hosted, message, client)
         return {**header, "seen": self.sessions.step_of(client)}, values
 
     def _await_commit(self, hosted: Hosted, message: Message) -> None:
@@ -271,7 +274,9 @@ class Service:
         return {}, table_of(hosted.server.dense, message).pull()
 
     def _export_dense(self, hosted: Hosted, message: Message, client: str) -> Answer:
-        state = hosted.server.export_dense(table_of(hosted.server.dense, message).name)
+        table = table_of(hosted.server.dense, message)
+        with hosted.locks[table.name]:
+            state = hosted.server.export_dense(table.name)
         parts = {name: len(values) for name, values in state.state.items()}
         values = np.concatenate([state.weights, *state.state.values()])
         return {"parts": parts, "updates": dict(state.updates), "step": state.step}, values
@@ -317,19 +322,17 @@ class Service:
         return {}
 
     def _commit(self, hosted: Hosted, message: Message, client: str) -> dict[str, Any]:
-        commit = commit_of(message.header)
-        with hosted.committed:
-            hosted.staging.commit(commit)
-            hosted.committed.notify_all()
+        hosted.commit(commit_of(message.header))
         return {}
 
     def _set(self, hosted: Hosted, message: Message, client: str) -> dict[str, Any]:
         table = table_of(hosted.server.sparse, message)
         hosted.check_own(message.keys)
         rows = rows_of(message, table.accessor.numpy_dtype, table.accessor.dim)
+        keys = message.keys.copy()  # to be kept without the rest of the message
         with hosted.locks[table.name]:
-            hosted.server.set(table.name, message.keys, rows)
-            hosted.changes.note(table.name, message.keys.copy())
+            hosted.server.set(table.name, keys, rows)
+            hosted.changes.note(table.name, keys)
         return {}
 
     def _init_dense(self, hosted: Hosted, message: Message, client: str) -> dict[str, Any]:

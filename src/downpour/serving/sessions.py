@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from downpour.errors import DownpourError, RefusedError
+from downpour.errors import DownpourError, RefusedError, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,9 +53,11 @@ class Session:
         *,
         keeps_answer: bool = False,
     ) -> dict[str, Any]:
-        """Apply a push if it was not; what it answers. Raises what it raised, again if need be.
+        """Apply a push unless it was applied before; returns its answer.
 
-        keeps_answer: whether it is answered alike when it comes again, and not with nothing.
+        Whatever it raises is noted: the same push, sent again, is not applied but raises the same
+        error, as a ServerError if it is no DownpourError. keeps_answer: whether a push that was
+        applied and comes again gets its first answer, not an empty one.
         """
         with self._lock:
             if owner is not self._owner:
@@ -70,7 +72,7 @@ class Session:
                 return self._answers.get(number, {})
             try:
                 answer = apply()
-            except DownpourError as error:
+            except BaseException as error:
                 self._note(number, error)
                 raise
             self.last, self.step = number, max(self.step, step)
@@ -79,10 +81,13 @@ class Session:
                 _drop_oldest(self._answers)
             return answer
 
-    def _note(self, number: int, error: DownpourError) -> None:
+    def _note(self, number: int, error: BaseException) -> None:
         self.last = number
         # Not the error itself: it would keep the frames that it came through, and their arrays.
-        self._refusals[number] = type(error), str(error)
+        if isinstance(error, DownpourError):
+            self._refusals[number] = type(error), str(error)
+        else:
+            self._refusals[number] = ServerError, f"{type(error).__name__}: {error}"
         _drop_oldest(self._refusals)
 
 

@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from downpour.errors import SettingError, TableError
+from downpour.errors import DownpourError, OutOfMemoryError, ServerError, SettingError, TableError
 from downpour.serving.merging import (
     BlockPush,
     Push,
@@ -23,6 +23,7 @@ from downpour.serving.merging import (
     merge_blocks,
     merge_rows,
 )
+from downpour.tables import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from downpour.rules import Rule
     from downpour.server import Server
     from downpour.transport import Floats, Keys
-
-    MergedRows: TypeAlias = Mapping[str, tuple[Keys, Floats]]
-    MergedBlocks: TypeAlias = Mapping[str, tuple[Floats, tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +77,8 @@ class Staging:
     """
 
     def __init__(self, server: Server, *, elsewhere: Collection[str] | None = None) -> None:
-        self.committed = 0  # the last step
+        self.committed = 0  # the last step that is over, also if it was refused
+        self._refusal: tuple[type[DownpourError], str] | None = None  # of that step
         self._server = server
         self._elsewhere = elsewhere
         self._rows: Staged[RowPush] = {}
@@ -138,45 +137,59 @@ class Staging:
         """Apply a step; False if it was committed before.
 
         Of the tables that have rates and no pushes a sparse one lets its step pass, as other
-        servers may have rows of it, and a dense one stays as it is. Raises TableError,
-        SettingError or NonFiniteError, and then no table has changed and all that was staged is
-        kept.
+        servers may have rows of it, and a dense one stays as it is.
+
+        Raises TableError or SettingError for a commit that every server would refuse; then no table
+        has changed and all that was staged is kept. Raises NonFiniteError if a row or a weight
+        would become infinite or NaN, and OutOfMemoryError; then no table has changed either, but
+        other servers may have applied the step, so it is over here as well: what was staged for it
+        is thrown away, and committing it again raises the same error.
         """
         with self._lock:
+            if commit.step == self.committed and self._refusal is not None:
+                kind, text = self._refusal
+                raise kind(text)
             if commit.step <= self.committed:
                 return False
             self._check_next(commit.step)
             for table, (step, rates) in commit.rates.items():
                 self._check_rates(table, step, rates)
-            self._apply(commit, self._merged_rows(commit), self._merged_blocks(commit))
-            self._rows, self._blocks = {}, {}
-            self.committed = commit.step
+            rows, blocks = _weighed(self._rows, commit), _weighed(self._blocks, commit)
+            try:
+                self._apply(commit, rows, blocks)
+                self._refusal = None
+            except Exception as error:
+                # Not the error itself: it would keep the frames that it came through.
+                kind, text = self._refusal = _refusal(error, commit.step)
+                raise kind(text) from error
+            finally:
+                self._rows, self._blocks = {}, {}
+                self.committed = commit.step
             return True
 
-    def _merged_rows(self, commit: Commit) -> MergedRows:
-        """Keys and pushes of each sparse table that is stepped."""
-        weighed = _weighed(self._rows, commit)
-        return {
-            name: merge_rows(table, weighed.get(name, []), over_touched=commit.over_touched)
-            for name, table in self._server.sparse.items()
+    def _apply(
+        self,
+        commit: Commit,
+        weighed_rows: Mapping[str, Weighed[RowPush]],
+        weighed_blocks: Mapping[str, Weighed[BlockPush]],
+    ) -> None:
+        """Merge the pushes of each table that is stepped, and apply them all or none."""
+        server = self._server
+        rows = {
+            name: merge_rows(table, weighed_rows.get(name, []), over_touched=commit.over_touched)
+            for name, table in server.sparse.items()
             if name in commit.rates
         }
-
-    def _merged_blocks(self, commit: Commit) -> MergedBlocks:
-        """Gradients and names of each dense table that has any."""
-        weighed = _weighed(self._blocks, commit)
-        return {name: merge_blocks(self._server.dense[name], it) for name, it in weighed.items()}
-
-    def _apply(self, commit: Commit, rows: MergedRows, blocks: MergedBlocks) -> None:
-        server = self._server
-        # All rows are made before any is updated: there may be no room for them.
+        blocks = {name: merge_blocks(server.dense[name], it) for name, it in weighed_blocks.items()}
+        # All rows are made before any table is locked: there may be no memory for them.
         places = {name: server.locate(name, keys, create=True) for name, (keys, _) in rows.items()}
-        for name, (_, pushes) in rows.items():
-            step, rates = commit.rates[name]
-            server.update(name, places[name], pushes, step=step, lr=rates)
-        for name, (grad, names) in blocks.items():
-            step, (lr,) = commit.rates[name]
-            server.push_dense(name, grad, step=step, lr=lr, names=names)
+        with Transaction() as changes:
+            for name, (_, pushes) in rows.items():
+                step, rates = commit.rates[name]
+                server.update(name, places[name], pushes, step=step, lr=rates, within=changes)
+            for name, (grad, names) in blocks.items():
+                step, (lr,) = commit.rates[name]
+                server.push_dense(name, grad, step=step, lr=lr, names=names, within=changes)
 
     def _parts(self, table: str, names: Iterable[str]) -> list[str]:
         """The parts here of parameters of a dense table."""
@@ -204,6 +217,19 @@ class Staging:
         elif self._elsewhere is not None and table not in self._elsewhere:
             known = _listed((*sparse, *dense, *self._elsewhere))
             raise TableError(f"no table {table!r} to commit; there are: {known}")
+
+
+def _refusal(error: Exception, step: int) -> tuple[type[DownpourError], str]:
+    """The error that everyone gets who commits a step that was refused."""
+    if isinstance(error, DownpourError):
+        return type(error), f"step {step}: {error}"
+    why = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError, (
+            f"step {step}: there is no memory to apply it ({why}); nothing was applied here. Use "
+            "more servers, or machines with more memory"
+        )
+    return ServerError, f"step {step}: {why}"
 
 
 def _add(staged: Staged[Push], table: str, rank: int, push: Push) -> None:

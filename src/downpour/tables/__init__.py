@@ -8,6 +8,7 @@ from downpour.tables.factory import sparse_table
 from downpour.tables.pushes import add_shows, check_pushes, merge_pushes
 from downpour.tables.sparse import SparseTable
 from downpour.tables.stats import TableStats
+from downpour.tables.undo import Transaction
 
 __all__ = [
     "STATISTICS",
@@ -16,6 +17,7 @@ __all__ = [
     "Section",
     "SparseTable",
     "TableStats",
+    "Transaction",
     "add_shows",
     "check_pushes",
     "dedup",

@@ -45,12 +45,13 @@ class Arena:
         return len(self._chunks) << self.shift
 
     def grow(self) -> None:
-        """Add one chunk."""
+        """Add one chunk. MemoryError leaves it as it is."""
         table, count = self._tables[-1], len(self._chunks)
         if count == table.size:
             self._tables.append(np.concatenate([table, np.zeros_like(table)]))
-        self._chunks.append(Pages(self._row_bytes << self.shift))
-        self._tables[-1][count] = self._chunks[-1].address
+        chunk = Pages(self._row_bytes << self.shift)
+        self._tables[-1][count] = chunk.address
+        self._chunks.append(chunk)
 
     def touched_bytes(self, num_rows: int) -> int:
         """Bytes of memory really in use by the first `num_rows` rows: whole huge pages."""

@@ -19,15 +19,17 @@ from downpour.tables.ctr_records import (
     put_statistics,
     statistics_of,
 )
-from downpour.tables.keyed import KeyedTable
+from downpour.tables.keyed import KEY_BYTES, KeyedTable
 from downpour.tables.pushes import check_pushes, merge_pushes
 from downpour.tables.row_store import RowStore
+from downpour.tables.undo import Transaction
 from downpour.tables.views import CtrView
 from downpour.team import share
 
 if TYPE_CHECKING:
     from downpour.accessor import CtrAccessor, Rates
     from downpour.tables.stats import TableStats
+    from downpour.tables.undo import UndoLog
     from downpour.tables.views import TableView
 
 ROWS_AT_ONCE = 1 << 18  # that are copied from one table to another
@@ -45,9 +47,8 @@ class CtrTable(KeyedTable):
     has one. A row without one whose score has then reached the threshold gets its first embedx,
     which this push does not train.
 
-    Safe together on different threads: `locate` and `pull` with `read` and `update`; `update` of
-    different rows. A row that gets its embedx meanwhile reads as with or without it. Calls that
-    make rows or embedx wait for each other.
+    Calls may come from any thread: those that make rows take turns, and so do those that change
+    rows. A read sees all of a change or nothing.
     """
 
     accessor: CtrAccessor
@@ -87,20 +88,33 @@ class CtrTable(KeyedTable):
 
     # The trusted calls, and those for anyone.
 
-    def update(self, rows: np.ndarray, pushes: np.ndarray, *, step: int, lr: Rates) -> None:
+    def update(
+        self,
+        rows: np.ndarray,
+        pushes: np.ndarray,
+        *,
+        step: int,
+        lr: Rates,
+        within: Transaction | None = None,
+    ) -> None:
         """Apply one push to each of `rows` (all different, from `locate`): pushes [n, push_dim].
 
-        `step` counts from 1. Several calls with one step are parts of one push.
+        `step` counts from 1. Several calls with one step are parts of one push. Raises
+        NonFiniteError if a row would become infinite or NaN, and MemoryError; then nothing has
+        changed.
         """
         assert pushes.dtype == self._dtype
         assert pushes.shape == (rows.size, self.accessor.push_dim)
         stores, rates = (self._rows, self._embedx), self._rates(lr)
         hypers = [store.hyper(step, rate) for store, rate in zip(stores, rates, strict=True)]
-        self.advance(step=step, lr=lr)
         due = np.empty(rows.size, np.bool_)
-        share(partial(self._update, rows, pushes, due, hypers), rows.size)
-        if due.any():
-            self._grow(rows[due])
+        with self._changing(within) as changes:
+            log = self._begin_log(rows, changes)
+            share(partial(self._update, log, pushes, due, hypers), rows.size)
+            self._check_result(log)
+            if due.any():
+                self._grow(rows[due], changes)
+            self._pass(step, self._log_decay_at(step, lr))
 
     def pull(
         self, keys: np.ndarray, *, create: bool = True, out: np.ndarray | None = None
@@ -118,8 +132,9 @@ class CtrTable(KeyedTable):
         """Apply pushes [n, push_dim] to any keys [n]; those of one key are summed in order.
 
         The slot is that of a key's last. Unknown keys are made first. `step` counts from 1; a push
-        without keys still lets the step pass. Raises TableError or NonFiniteError, and then nothing
-        has changed.
+        without keys still lets the step pass. Raises TableError, MemoryError, and NonFiniteError,
+        also if a row would become infinite or NaN; then nothing has changed, but rows of unknown
+        keys may have been made.
         """
         keys = self._checked_keys(keys)
         pushes = self._checked_values(self.pushed, pushes, (keys.size, self.accessor.push_dim))
@@ -138,8 +153,10 @@ class CtrTable(KeyedTable):
         keys = self._checked_keys(keys)
         weights, state = self._checked_parts(keys, weights, state)
         rows = self.locate(keys, create=True)
-        self._grow(rows)
-        self._write(rows, weights, state, None)
+        with Transaction() as changes:
+            changes.lock(self.lock)
+            self._grow(rows, changes)
+            self._write(rows, weights, state, None)
 
     def export(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Keys uint64 [n] in rising order, weights [n, dim], state [n, state_dim], statistics [n].
@@ -147,12 +164,13 @@ class CtrTable(KeyedTable):
         The last are of the dtype STATISTICS. Embedx and its state are 0 where there is none. The
         same for any order in which the keys arrived.
         """
-        with self._structure_lock:
-            short = self._rows.records(np.arange(len(self)))
-        short = short[np.argsort(short["key"], kind="stable")]
-        numbers, split = embedx_numbers(short), self._split
-        has_embedx = numbers >= 0
-        embedx = self._embedx.records(numbers[has_embedx])
+        with self.lock.read():
+            with self._structure_lock:
+                short = self._rows.records(np.arange(len(self)))
+            short = short[np.argsort(short["key"], kind="stable")]
+            numbers, split = embedx_numbers(short), self._split
+            has_embedx = numbers >= 0
+            embedx = self._embedx.records(numbers[has_embedx])
         weights = np.zeros((short.size, self.dim), self._dtype)
         weights[:, :1], weights[has_embedx, 1:] = short["weights"], embedx["weights"]
         state = np.zeros((short.size, self.accessor.state_dim), self._dtype)
@@ -171,16 +189,18 @@ class CtrTable(KeyedTable):
     ) -> None:
         """Fill an empty table with what `export`, `step` and `log_decay` gave of another.
 
-        Raises TableError or NonFiniteError, and then nothing has changed.
+        Raises TableError, NonFiniteError, and MemoryError, which may leave new rows in the table.
         """
-        self._check_empty()
+        self.require_empty()
         keys = self._checked_keys(keys)
         weights, state = self._checked_parts(keys, weights, state)
         self._check_statistics(keys, statistics)
         rows = self.locate(keys, create=True)
-        self._grow(rows[statistics["has_embedx"]])
-        self._write(rows, weights, state, statistics)
-        self.step, self.log_decay = step, log_decay
+        with Transaction() as changes:
+            changes.lock(self.lock)
+            self._grow(rows[statistics["has_embedx"]], changes)
+            self._write(rows, weights, state, statistics)
+            self.step, self.log_decay = step, log_decay
 
     def shrunk(self) -> tuple[CtrTable, int]:
         """This table a day older, as a new one, and the number of rows that are gone from it.
@@ -229,7 +249,7 @@ class CtrTable(KeyedTable):
 
     def _update(
         self,
-        rows: np.ndarray,
+        log: UndoLog,
         pushes: np.ndarray,
         due: np.ndarray,
         hypers: list[np.ndarray],
@@ -241,16 +261,32 @@ class CtrTable(KeyedTable):
         table, embedx, ctr = self._views(*scratches)
         rules = self._rows.rule_with(hypers[0]), self._embedx.rule_with(hypers[1])
         part = slice(start, stop)
-        ctr_kernels.update(rows[part], pushes[part], due[part], table, embedx, *rules, ctr)
+        notes = log.address(start), log.mark(start)
+        ctr_kernels.update(
+            log.rows[part], pushes[part], due[part], *notes, table, embedx, *rules, ctr
+        )
 
-    def _grow(self, rows: np.ndarray) -> None:
+    def _undo_rows(self, rows: np.ndarray, records: np.uint64) -> None:
+        ctr_kernels.undo(rows, records, self._rows.view, self._embedx.view)
+
+    def _grow(self, rows: np.ndarray, changes: Transaction) -> None:
         """Give each of `rows` that has none an embedx, in their order."""
         scratch = self._embedx.scratch()
         with self._structure_lock:
-            while self._embedx.capacity < self._num_embedx + rows.size:
-                self._embedx.grow()
+            try:
+                while self._embedx.capacity < self._num_embedx + rows.size:
+                    self._embedx.grow()
+            except MemoryError as error:
+                raise self._no_memory(error) from error
             views = self._rows.view, self._embedx.view_with(scratch)
+            changes.on_undo(partial(self._ungrow, rows, self._num_embedx))
             self._num_embedx = ctr_kernels.grow(rows, self._num_embedx, *views)
+
+    def _ungrow(self, rows: np.ndarray, number: int) -> None:
+        """Undo a `_grow` of rows, before which there were `number` embedx."""
+        with self._structure_lock:
+            ctr_kernels.ungrow(rows, number, self._rows.view)
+            self._num_embedx = number
 
     def _write(
         self,
@@ -264,24 +300,31 @@ class CtrTable(KeyedTable):
         short["weights"], short["state"] = weights[:, :1], state[:, :split]
         if statistics is not None:
             put_statistics(short, statistics)
-        self._rows.write_records(rows, short)
         numbers = embedx_numbers(short)
         has_embedx = numbers >= 0
-        embedx = np.zeros(np.count_nonzero(has_embedx), self._embedx.record)
+        numbers = numbers[has_embedx]
+        embedx = np.zeros(numbers.size, self._embedx.record)
         embedx["weights"], embedx["state"] = weights[has_embedx, 1:], state[has_embedx, split:]
-        self._embedx.write_records(numbers[has_embedx], embedx)
+        self._rows.write_records(rows, short)  # all that needs memory has been done
+        self._embedx.write_records(numbers, embedx)
 
     def _take(self, short: np.ndarray, embedx: np.ndarray) -> None:
         """Add whole rows of another table, all new, and the embedx of those that have one."""
         has_embedx = short["embedx"] > 0
         rows = self.locate(np.ascontiguousarray(short["key"]), create=True)
-        self._grow(rows[has_embedx])
+        with Transaction() as changes:
+            self._grow(rows[has_embedx], changes)
         short["embedx"] = self._rows.records(rows)["embedx"]  # their numbers here
         self._rows.write_records(rows, short)
         self._embedx.write_records(embedx_numbers(short)[has_embedx], embedx)
 
     def _merge(self, pushes: np.ndarray, inverse: np.ndarray, num_unique: int) -> np.ndarray:
         return merge_pushes(pushes, inverse, num_unique)
+
+    @property
+    def _record_bytes(self) -> int:
+        """A record holds the short row without its key, and an embedx."""
+        return self._rows.layout.num_bytes - KEY_BYTES + self._embedx.layout.num_bytes
 
     @property
     def _split(self) -> int:

@@ -5,8 +5,11 @@ gives, and the number + 1 of its embedx in an arena of its own. While a row is w
 of the row AHEAD is asked for, and the short row 2 * AHEAD; to ask row by row and not in blocks as
 `tables.kernels` does is 5 to 10 ns a row faster here, where there is more to do meanwhile.
 
-What is inlined from `tables.kernels` and `tables.rows` numba does not notice: after an edit there,
-remove the `__pycache__` folders.
+The undo log is that of `tables.update_kernels`: a record is a short row without its key, and an
+embedx, which means nothing where the row has none.
+
+What is inlined from `tables.kernels`, `tables.update_kernels`, `tables.rows` and `tables.finite`
+numba does not notice: after an edit there, remove the `__pycache__` folders.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from downpour.jit import inlined, kernel
+from downpour.tables.finite import all_finite
 from downpour.tables.kernels import fill_weights
 from downpour.tables.memory import array_at, call, copy, load
 from downpour.tables.pushes import PUSH_CLICK, PUSH_HEAD, PUSH_PLACES, PUSH_SHOW, PUSH_SLOT
 from downpour.tables.rows import clamp, lend, prefetch_row, row_address
+from downpour.tables.update_kernels import BAD, COUNT, copy_words
 
 if TYPE_CHECKING:
     from downpour.tables.views import CtrView, RuleView, TableView
@@ -35,6 +40,7 @@ SHOW, CLICK, DELTA_SCORE, UNSEEN_DAYS, SLOT, EMBEDX = map(U, (8, 16, 24, 28, 32,
 F64, F32, I32, U32 = np.float64(0), np.float32(0), np.int32(0), np.uint32(0)  # types for array_at
 NO_EMBEDX: Row = -1
 AHEAD = 32
+WORD = U(8)
 
 
 @kernel
@@ -138,8 +144,11 @@ def move(
     width: tuple[Size, Size],
     table: TableView,
     rule: RuleView,
-) -> None:
-    """Apply the rule to one part of a row, its gradient divided by `places` if above 0."""
+) -> bool:
+    """Apply the rule to one part of a row, its gradient divided by `places` if above 0.
+
+    Returns whether that leaves it finite.
+    """
     weight = array_at(address + table.weight_offset, width[0], table.like)
     state = array_at(address + table.state_offset, width[1], table.like)
     grad = array_at(gradient, width[0], table.like)
@@ -150,8 +159,63 @@ def move(
             mean[j] = grad[j] / places
         grad = mean
     call(rule.update, weight, state, grad, hyper)
+    is_finite = all_finite(weight) and all_finite(state)
     if table.is_bounded:
         clamp(weight, table.low, table.high)
+    return is_finite
+
+
+@inlined
+def keep(address: Word, number: Row, record: Word, table: TableView, embedx: TableView) -> None:
+    """Write the record of a row, with its embedx if it has one."""
+    num_bytes = table.row_bytes - WORD
+    copy_words(record, address + WORD, num_bytes)
+    if number >= 0:
+        copy_words(record + num_bytes, row_address(embedx, number), embedx.row_bytes)
+
+
+@kernel
+def undo(rows: Array, log: Word, table: TableView, embedx: TableView) -> None:
+    """Restore rows from the log; they lose an embedx that they got since."""
+    num_bytes = table.row_bytes - WORD
+    for i in range(rows.size):
+        address, record = row_address(table, rows[i]), log + U(i) * (num_bytes + embedx.row_bytes)
+        copy_words(address + WORD, record, num_bytes)
+        number = np.int64(array_at(address + EMBEDX, 1, U32)[0]) - 1
+        if number >= 0:
+            copy_words(row_address(embedx, number), record + num_bytes, embedx.row_bytes)
+
+
+@inlined
+def has_finite_counts(address: Word) -> bool:
+    """Whether show, click and delta_score are finite."""
+    totals = array_at(address + SHOW, 2, F64)
+    return all_finite(totals) and all_finite(array_at(address + DELTA_SCORE, 1, F32))
+
+
+@inlined
+def update_row(
+    address: Word,
+    push: Array,
+    width: tuple[Size, Size],
+    embedx_width: tuple[Size, Size],
+    number: Row,
+    table: TableView,
+    embedx: TableView,
+    rule: RuleView,
+    embedx_rule: RuleView,
+    ctr: CtrView,
+) -> bool:
+    """Count and train one row; returns whether that leaves it finite."""
+    gradient = U(push.ctypes.data) + U(PUSH_HEAD) * table.item_bytes
+    count(address, push, ctr)
+    places = push[PUSH_PLACES] if ctr.takes_mean else table.like
+    is_finite = move(address, gradient, places, width, table, rule)
+    if number >= 0:
+        places = push[PUSH_PLACES] if ctr.embedx_takes_mean else table.like
+        at, gradient = row_address(embedx, number), gradient + table.item_bytes
+        is_finite &= move(at, gradient, places, embedx_width, embedx, embedx_rule)
+    return is_finite and has_finite_counts(address)
 
 
 @kernel
@@ -159,6 +223,8 @@ def update(
     rows: Array,
     pushes: Array,
     due: Array,
+    log: Word,
+    mark: Array,
     table: TableView,
     embedx: TableView,
     rule: RuleView,
@@ -167,27 +233,29 @@ def update(
 ) -> None:
     """Count and train each of `rows`, all different, with pushes [n, push_dim].
 
-    Writes due [n]: which of them have reached the threshold and wait for `grow`.
+    Writes due [n]: which of them have reached the threshold and wait for `grow`. `log` and `mark`
+    are as in `update_kernels.update`.
     """
     item, width, embedx_width = table.item_bytes, widths(table), widths(embedx)
     pushed, num_bytes = U(pushes.ctypes.data), U(pushes.shape[1]) * item
-    rows, due = lend(rows, np.int64(0)), lend(due, False)
+    record_bytes = table.row_bytes - WORD + embedx.row_bytes
+    rows, due, mark = lend(rows, np.int64(0)), lend(due, False), lend(mark, np.int64(0))
     for i in range(-2 * AHEAD, rows.size):
         ask_ahead(rows, i, table, embedx, ctr)
         if i < 0:
             continue
-        push, gradient = array_at(pushed, PUSH_HEAD, table.like), pushed + U(PUSH_HEAD) * item
-        pushed += num_bytes
+        push = array_at(pushed + U(i) * num_bytes, PUSH_HEAD, table.like)
         address = row_address(table, rows[i])
         number = embedx_number(address, ctr)
-        count(address, push, ctr)
-        places = push[PUSH_PLACES] if ctr.takes_mean else table.like
-        move(address, gradient, places, width, table, rule)
+        keep(address, number, log + U(i) * record_bytes, table, embedx)
+        is_finite = update_row(
+            address, push, width, embedx_width, number, table, embedx, rule, embedx_rule, ctr
+        )
         due[i] = number < 0 and is_due(address, ctr)
-        if number >= 0:
-            places = push[PUSH_PLACES] if ctr.embedx_takes_mean else table.like
-            address, gradient = row_address(embedx, number), gradient + item
-            move(address, gradient, places, embedx_width, embedx, embedx_rule)
+        mark[COUNT] = i + 1
+        if not is_finite:
+            mark[BAD] = i + 1
+            return
 
 
 @kernel
@@ -203,3 +271,12 @@ def grow(rows: Array, number: int, table: TableView, embedx: TableView) -> int:
             number += 1
             link[0] = number
     return number
+
+
+@kernel
+def ungrow(rows: Array, number: int, table: TableView) -> None:
+    """Take from `rows` each embedx that was given since there were `number`."""
+    for i in range(rows.size):
+        link = array_at(row_address(table, rows[i]) + EMBEDX, 1, U32)
+        if np.int64(link[0]) > number:
+            link[0] = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +14,13 @@ from downpour.errors import NonFiniteError, SettingError, TableError
 from downpour.jit import kernel
 from downpour.tables.batches import is_finite
 from downpour.tables.callback import address_of
+from downpour.tables.finite import all_finite
 from downpour.tables.memory import call
+from downpour.tables.read_write_lock import ReadWriteLock
+from downpour.tables.undo import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from downpour.rules.base import Rule
 
@@ -61,8 +66,11 @@ def _update_block(
     hyper: np.ndarray,
     keep: np.floating,
     batch_l2: np.floating,
-) -> None:
-    """Decay by `keep`, add the penalty to a copy of the gradient, apply the rule."""
+) -> bool:
+    """Decay by `keep`, add the penalty to a copy of the gradient, apply the rule.
+
+    Returns whether weight and state are finite then.
+    """
     if keep != 1.0:
         for i in range(weight.size):
             weight[i] *= keep
@@ -71,6 +79,7 @@ def _update_block(
         for i in range(weight.size):
             grad[i] += batch_l2 * weight[i]
     call(function, weight, state, grad, hyper)
+    return all_finite(weight) and all_finite(state)
 
 
 class DenseTable:
@@ -81,6 +90,8 @@ class DenseTable:
     is the ordinary L2 penalty here, `weight_decay` the decoupled one. dtype: "float32" or
     "float64". Raises SettingError for a rule that is for sparse tables only and for sections that
     overlap or leave gaps.
+
+    Calls may come from any thread: whoever changes the table has `lock` alone, readers share it.
     """
 
     def __init__(
@@ -108,12 +119,15 @@ class DenseTable:
             raise SettingError(f"dense table {name!r}: two sections have one name")
         self._dtype: np.dtype[np.floating] = np.dtype(dtype)
         self._address = address_of(rule.update, self._dtype)
-        self._weights = np.zeros(self.size, self._dtype)
-        self._state = {
-            section.name: rule.initial_state(section.size).astype(self._dtype)
-            for section in sections
-        }
+        ends = np.cumsum([self.size, *(rule.state_dim(section.size) for section in sections)])
+        self._values = np.zeros(ends[-1], self._dtype)  # weights, then the state of each section
+        self._weights, *states = np.split(self._values, ends[:-1])
+        self._state = dict(zip(self.sections, states, strict=True))
+        for section in sections:
+            self._state[section.name][:] = rule.initial_state(section.size)
         self.steps = dict.fromkeys(self.sections, 0)
+        self.lock = ReadWriteLock()
+        self._before: np.ndarray | None = None  # the values before the push under way
 
     def __repr__(self) -> str:
         return f"DenseTable({self.name!r}, size={self.size}, step={self.step})"
@@ -125,14 +139,15 @@ class DenseTable:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights and rule state."""
-        return self._weights.nbytes + sum(state.nbytes for state in self._state.values())
+        """Bytes of weights and rule state; the first push adds a second copy, to undo by."""
+        return self._values.nbytes
 
     def pull(self, out: np.ndarray | None = None) -> np.ndarray:
         """A copy of all weights, [size]."""
         if out is None:
-            return self._weights.copy()
-        np.copyto(out, self._weights)
+            out = np.empty_like(self._weights)
+        with self.lock.read():
+            np.copyto(out, self._weights)
         return out
 
     def view(self, name: str) -> np.ndarray:
@@ -151,16 +166,24 @@ class DenseTable:
         chosen = [self._section(name) for name in (self.sections if names is None else names)]
         for section in chosen:
             self._check_finite("weights", section, flat)
-        for section in chosen:
-            self._weights[section.span] = flat[section.span]
+        with self.lock.write():
+            for section in chosen:
+                self._weights[section.span] = flat[section.span]
 
     def push(
-        self, grad: np.ndarray, *, step: int, lr: float, names: Collection[str] | None = None
+        self,
+        grad: np.ndarray,
+        *,
+        step: int,
+        lr: float,
+        names: Collection[str] | None = None,
+        within: Transaction | None = None,
     ) -> None:
         """Apply one step of gradients [size]; `names` are the parameters that have one (None: all).
 
-        What grad holds for the others is not read. Raises TableError or NonFiniteError, and then
-        nothing has changed.
+        What grad holds for the others is not read. With `within` it is a part of that transaction.
+        Raises TableError, MemoryError, and NonFiniteError, also if a weight or the rule's state
+        would become infinite or NaN; then nothing has changed.
         """
         if step < 1 or not (math.isfinite(lr) and lr >= 0.0):
             raise TableError(
@@ -177,14 +200,28 @@ class DenseTable:
         chosen = [self._section(name) for name in (self.sections if names is None else names)]
         for section in chosen:
             self._check_finite("gradient", section, grad)
-        for section in chosen:
-            self._update(section, grad[section.span], lr, keep)
-        self.step = max(self.step, step)
+        with Transaction() if within is None else nullcontext(within) as changes:
+            if changes.lock(self.lock):
+                changes.on_undo(self._remember())
+            for section in chosen:
+                self._update(section, grad[section.span], lr, keep)
+            self.step = max(self.step, step)
+
+    def _remember(self) -> Callable[[], None]:
+        """Copy all values, and return what puts them back."""
+        if self._before is None:
+            self._before = np.empty_like(self._values)
+        np.copyto(self._before, self._values)
+        return partial(self._undo, self._before, dict(self.steps), self.step)
+
+    def _undo(self, values: np.ndarray, steps: dict[str, int], step: int) -> None:
+        np.copyto(self._values, values)
+        self.steps, self.step = steps, step
 
     def _update(self, section: Section, grad: np.ndarray, lr: float, keep: float) -> None:
         self.steps[section.name] += 1
         hyper = self.rule.dense_hyper(self.steps[section.name], lr)
-        _update_block(
+        is_finite = _update_block(
             self._weights[section.span],
             self._state[section.name],
             grad,
@@ -193,11 +230,18 @@ class DenseTable:
             self._dtype.type(keep),
             self._dtype.type(self.rule.batch_l2),
         )
+        if not is_finite:
+            raise NonFiniteError(
+                f"dense table {self.name!r}: this push would make {section.name!r} infinite or NaN,"
+                " its weights or what their rule keeps; nothing was applied. A smaller learning "
+                "rate, clipping or an eps above 0 may help"
+            )
 
     def export(self) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, int]]:
         """Copies: weights [size], rule state by section, update counts by section."""
-        state = {name: values.copy() for name, values in self._state.items()}
-        return self._weights.copy(), state, dict(self.steps)
+        with self.lock.read():
+            state = {name: values.copy() for name, values in self._state.items()}
+            return self._weights.copy(), state, dict(self.steps)
 
     def restore(
         self,
@@ -215,11 +259,12 @@ class DenseTable:
                     f"dense table {self.name!r}: state of {name!r} must be {list(own.shape)} with "
                     "its update count; was it saved with another rule?"
                 )
-        self._weights[:] = weights
-        for name, own in self._state.items():
-            own[:] = state[name]
-            self.steps[name] = int(steps[name])
-        self.step = step
+        with self.lock.write():
+            self._weights[:] = weights
+            for name, own in self._state.items():
+                own[:] = state[name]
+                self.steps[name] = int(steps[name])
+            self.step = step
 
     def _section(self, name: str) -> Section:
         if name not in self.sections:

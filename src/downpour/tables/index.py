@@ -52,12 +52,20 @@ class Index:
         """Bytes of the index."""
         return self.num_slots * 8
 
-    def set_row_limit(self, limit: int) -> None:
+    @property
+    def row_limit(self) -> int:
         """How many rows there is room for in the arena."""
+        return int(self.state[kernels.ROW_LIMIT])
+
+    def set_row_limit(self, limit: int) -> None:
+        """Let it have so many rows."""
         self.state[kernels.ROW_LIMIT] = limit
 
     def grow(self) -> None:
-        """Begin the next growth, or end at once the one under way."""
+        """Begin the next growth, or end at once the one under way.
+
+        Raises MemoryError, and then the index is as it was.
+        """
         state = self.state
         if state[kernels.CURSOR] < SEGMENTS:
             kernels.move_segments(state, np.uint64(SEGMENTS))

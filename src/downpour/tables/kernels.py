@@ -1,4 +1,4 @@
-"""The hot loops of a sparse table: locate, fill, read and update rows.
+"""The hot loops of a sparse table: locate, fill and read rows; `update_kernels` has the others.
 
 Keys go through a pipeline in blocks of 64: a block is hashed and its index lines are prefetched,
 a block later its tags are probed and the rows prefetched, a block later the keys are compared and
@@ -13,8 +13,9 @@ still in the old; each new row pays for moving a few entries (see `tables.index`
 
 Keys, hashes, entries and addresses are uint64 throughout: one plain int would make them floats.
 Inner functions take numbers, tuples of numbers and arrays that nobody owns (`lend`): numba counts
-references to all others, which cost 6 of 34 ns a key here. `tables.ctr_kernels` has some of them
-inlined, which numba does not notice when this file changes: remove the `__pycache__` folders then.
+references to all others, which cost 6 of 34 ns a key here. `tables.update_kernels` and
+`tables.ctr_kernels` have some of them inlined, which numba does not notice when this file changes:
+remove the `__pycache__` folders then.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from downpour.tables.memory import array_at, call, copy, load, load_float, prefe
 from downpour.tables.rows import clamp, lend, prefetch_row, row_address
 
 if TYPE_CHECKING:
-    from downpour.tables.views import RuleView, TableView
+    from downpour.tables.views import TableView
 
     Array: TypeAlias = np.ndarray
     Word: TypeAlias = np.uint64  # a key, hash, entry, address or number of bytes
@@ -258,6 +259,16 @@ def fill(start: Word, stop: Word, table: TableView) -> None:
 
 
 @kernel
+def make(keys: Array, start: int, rows: Array, state: Array, table: TableView) -> int:
+    """Locate keys[start:], making the rows that are missing, whole; where it stopped."""
+    first_new = state[ROWS]
+    create = keys.size > 0  # a literal True would compile all that is below once more
+    done = locate(keys, start, rows, state, table, create)
+    fill(first_new, state[ROWS], table)
+    return done
+
+
+@kernel
 def ask(rows: Array, start: int, table: TableView) -> None:
     """Ask for the rows of a block."""
     for i in range(start, min(start + BLOCK, rows.size)):
@@ -311,80 +322,6 @@ def pull(
         done = locate_block(keys, start, rows, state, table, create)
         fill(first_new, state[ROWS], table)
         read_block(keys, start, done, rows, target, table)
-        start += BLOCK
-        if done < min(start, keys.size):
-            return done
-    return keys.size
-
-
-@kernel
-def decay(weight: Array, touched: Word, log_decay: float) -> None:
-    """Catch up on the decay since the row was touched, as the float64 at `touched` tells."""
-    at_touch = array_at(touched, 1, log_decay)
-    factor = np.exp(log_decay - at_touch[0])
-    at_touch[0] = log_decay
-    for j in range(weight.size):
-        weight[j] = weight[j] * factor
-
-
-@kernel
-def update_block(
-    rows: Array, start: int, stop: int, gradient: Word, table: TableView, rule: RuleView
-) -> None:
-    """Apply the rule to rows[start:stop] with gradients from an address.
-
-    A row catches up on its decay, the penalty joins the gradient, the rule moves it, it is clamped.
-    """
-    dim = np.int64(table.weight_bytes // table.item_bytes)
-    state_dim = np.int64(table.state_bytes // table.item_bytes)
-    hyper = array_at(rule.hyper, rule.num_hyper, table.like)
-    penalised = array_at(table.scratch, dim, table.like)
-    for i in range(start, stop):
-        address = row_address(table, rows[i])
-        weight = array_at(address + table.weight_offset, dim, table.like)
-        state = array_at(address + table.state_offset, state_dim, table.like)
-        grad = array_at(gradient + U(i) * table.weight_bytes, dim, table.like)
-        if table.decay_offset != ZERO:
-            decay(weight, address + table.decay_offset, table.log_decay)
-        if rule.batch_l2 != 0.0:
-            for j in range(dim):
-                penalised[j] = grad[j] + rule.batch_l2 * weight[j]
-            grad = penalised
-        call(rule.update, weight, state, grad, hyper)
-        if table.is_bounded:
-            clamp(weight, table.low, table.high)
-
-
-@kernel
-def update(rows: Array, grads: Array, table: TableView, rule: RuleView) -> None:
-    """Apply the rule once to each of `rows`, all different, with grads [n, dim]."""
-    rows, gradient = lend(rows, np.int64(0)), U(grads.ctypes.data)
-    ask(rows, 0, table)
-    for start in range(0, rows.size, BLOCK):
-        ask(rows, start + BLOCK, table)
-        update_block(rows, start, min(start + BLOCK, rows.size), gradient, table, rule)
-
-
-@kernel
-def push(
-    keys: Array,
-    start: int,
-    rows: Array,
-    grads: Array,
-    state: Array,
-    table: TableView,
-    rule: RuleView,
-) -> int:
-    """Locate, fill and update at once, a block at a time; keys are all different."""
-    keys, rows, state = lend(keys, ZERO), lend(rows, np.int64(0)), lend(state, ZERO)
-    gradient = U(grads.ctypes.data)
-    create = keys.size > 0  # a literal True would compile all that is below once more
-    begin(keys, start, rows, state, table)
-    while start < keys.size:
-        first_new = state[ROWS]
-        done = locate_block(keys, start, rows, state, table, create)
-        fill(first_new, state[ROWS], table)
-        update_block(rows, start, done, gradient, table, rule)
         start += BLOCK
         if done < min(start, keys.size):
             return done

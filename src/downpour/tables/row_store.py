@@ -44,6 +44,7 @@ class RowStore:
         self.record = _record(layout, dtype, fields or {})
         self._dtype = dtype
         self._arena = Arena(layout.num_bytes)
+        self.capacity = 0  # rows that fit before the next growth
         # Kernels get the addresses of these two, so they stay.
         self._params = np.array(init.params(), dtype)
         self.initial_state = rule.initial_state(self.dim).astype(dtype)
@@ -83,15 +84,11 @@ class RowStore:
             ring=np.uint64(0),
         )
 
-    @property
-    def capacity(self) -> int:
-        """Rows that fit before the next growth."""
-        return self._arena.capacity
-
     def grow(self) -> None:
-        """Add a chunk of memory; rows stay where they are."""
+        """Add a chunk of memory; rows stay where they are. MemoryError if there is none."""
         self._arena.grow()
         self.view = self.view._replace(chunks=np.uint64(self._arena.address))
+        self.capacity = self._arena.capacity
 
     def touched_bytes(self, num_rows: int) -> int:
         """Bytes of memory in use by the first `num_rows` rows."""
