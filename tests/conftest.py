@@ -1,6 +1,12 @@
 """What holds for every test: one thread a process, and no deadline on a machine that is shared."""
 
 import os
+import signal
+
+# What a shell starts in the background has Ctrl-C ignored, and would hand that down to processes
+# that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest-xdist runs a worker a core, and a torch that takes all cores in each of them makes every
 # test wait for the others. Set before torch is imported; processes that tests start inherit it.
