@@ -14,6 +14,7 @@ from downpour.deployment import Deployment
 from downpour.server import Server
 from downpour.serving.flight_server import FlightServer
 from downpour.serving.flight_stream import FlightStream
+from downpour.serving.held import Peer
 from downpour.serving.service import Service
 from downpour.tables import shard_of
 from downpour.wire import header_bytes, pack
@@ -22,6 +23,8 @@ from tests.staged import PLAIN_DIM, bits, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from downpour.limits import Limits
 
 DEPLOYMENT = Deployment(plan=plan(), num_shards=2)
 SOME = np.arange(1, 100, dtype=np.uint64)
@@ -79,9 +82,9 @@ def serving(service: Service, **settings: Any) -> Iterator[FlightServer]:
 
 
 @contextmanager
-def hosted(**settings: Any) -> Iterator[FlightServer]:
+def hosted(limits: Limits | None = None, **settings: Any) -> Iterator[FlightServer]:
     """A server of the shard, filled."""
-    service = Service(DEPLOYMENT, 0)
+    service = Service(DEPLOYMENT, 0, limits=limits)
     fill(service.hosted.server)
     with serving(service, **settings) as server:
         yield server
@@ -138,7 +141,7 @@ class Stream:
         self, server: FlightServer, *, is_write: bool, client: str = "one", hello: Any = None
     ) -> None:
         self.server = server
-        self._stream = FlightStream(server, PEER, is_write)
+        self._stream = FlightStream(server, Peer(PEER, 0.0), is_write)
         self._number = 0
         self.greeting = self.say({"client": client} if hello is None else hello)
 

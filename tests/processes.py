@@ -82,8 +82,8 @@ class Process:
 class ServerProcess(Process):
     """`downpour server`, on any free port or again on one that it had."""
 
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(["-m", "downpour", "server", "--port", str(port)])
+    def __init__(self, port: int = 0, options: Sequence[str] = ()) -> None:
+        super().__init__(["-m", "downpour", "server", "--port", str(port), *options])
         self._address = ""
 
     @property

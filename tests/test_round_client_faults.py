@@ -15,6 +15,7 @@ from downpour.errors import (
     TableError,
     WorkerLostError,
 )
+from downpour.limits import Limits
 from tests.fault_runs import DEADLINE_S, until, within
 from tests.geo_runs import served
 from tests.proxy import BOTH, TO_CLIENT, TO_SERVER, Proxy
@@ -180,7 +181,7 @@ def test_a_round_is_begun_once(addresses: list[str]) -> None:
 def test_an_update_that_servers_do_not_take_is_no_late_one(
     both: list[FlightServer], addresses: list[str]
 ) -> None:
-    both[1].max_message_bytes = 500
+    both[1].service.held.limits = Limits(message_bytes=500)
     with two(addresses) as (leader, (large, other)):
         begin(large)
         with pytest.raises(TableError, match=r"do not take .* round 1: server 1 .*have 500 bytes"):

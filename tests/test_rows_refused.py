@@ -74,6 +74,8 @@ PUTS: dict[str, tuple[str, pa.Table, type[DownpourError], str]] = {
     "half a step": ("plain", passed(step=0.5), TableError, "step 0.5 is no whole number >= 0"),
     "a decay that is NaN": ("plain", passed(log_decay=np.nan), TableError, "log_decay nan is no"),
     "a decay to nothing": ("plain", passed(log_decay=-INF), TableError, "log_decay -inf is no"),
+    "a stream that is cut": ("plain", passed(rows=13), TableError, "says 13 rows, and 12 came"),
+    "a number of rows below 0": ("plain", passed(rows=-1), TableError, "rows -1 is no whole nu"),
     "a growth": ("plain", passed(log_decay=0.1), TableError, "no finite number <= 0"),
 }  # fmt: skip
 

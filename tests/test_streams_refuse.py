@@ -14,6 +14,7 @@ import pyarrow.flight as fl
 import pytest
 
 from downpour.errors import RefusedError, TableError
+from downpour.limits import Limits
 from downpour.remote.endpoint import Endpoint
 from downpour.remote.server import RemoteServer
 from downpour.serving.sessions import Session
@@ -42,7 +43,7 @@ MOST = 10_000
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FlightServer]:
-    with hosted(max_message_bytes=MOST) as started:
+    with hosted(Limits(message_bytes=MOST)) as started:
         yield started
 
 

@@ -118,9 +118,13 @@ def test_a_report_too_deep_to_be_passed_on_is_refused(server: FlightServer) -> N
 def test_a_body_that_is_too_large_is_refused(
     server: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flight_server, "MAX_ACTION_BYTES", 1000)
+    monkeypatch.setattr(flight_server, "MAX_SMALL_BYTES", 1000)
+    monkeypatch.setattr(flight_server, "MAX_ACTION_BYTES", 2000)
     with pytest.raises(RefusedError, match="an action may have 1000 bytes"):
         ask(server, "form", {"cluster": "x" * 1000})
+    assert ask(server, "meet", {**MEET, "name": "large", "payload": "x" * 1000})
+    with pytest.raises(RefusedError, match="an action may have 2000 bytes"):
+        ask(server, "meet", {**MEET, "name": "larger", "payload": "x" * 2000})
 
 
 def test_texts_that_are_no_utf8_are_brought_to_meetings_all_the_same(server: FlightServer) -> None:

@@ -171,7 +171,21 @@ def train(
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", type=PORT, default=0, show_default=True, help="0: any that is free.")
-@click.option("--max-message-mb", type=AT_LEAST_1, default=256, show_default=True)
+@click.option(
+    "--max-message-mb",
+    type=AT_LEAST_1,
+    default=256,
+    show_default=True,
+    help="Limit of keys and values in one request.",
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another limit, such as new_rows=1000000 or held_bytes=4GiB; may be repeated. "
+    "docs/servers.md has them all.",
+)
 @click.option(
     "--save-root",
     type=LocalPath(WRITE_ELSEWHERE, file_okay=False),
@@ -183,6 +197,7 @@ def server(
     host: str,
     port: int,
     max_message_mb: int,
+    limits: tuple[str, ...],
     save_root: Path | None,
     of_parent: bool,
     **settings: Any,
@@ -196,6 +211,7 @@ def server(
     Example: downpour server --port 4600
     """
     with clear_errors(of_parent=of_parent):
+        from downpour.limits import Limits
         from downpour.serving.process import run_server
 
         parent = follow() if of_parent else None
@@ -203,7 +219,7 @@ def server(
             host=host,
             port=port,
             security=security_of(settings, parent),
-            max_message_mb=max_message_mb,
+            limits=Limits.of_texts(limits, message_bytes=max_message_mb << 20),
             save_root=save_root,
             parent=parent,
         )

@@ -15,7 +15,14 @@ from pyarrow import parquet
 
 from downpour.errors import DownpourError, SavedRunError
 from downpour.manifest import reading
-from downpour.row_batches import read_rows, row_batches, rows_schema
+from downpour.row_batches import (
+    batch_rows,
+    copy_rows,
+    empty_rows,
+    read_rows,
+    row_batches,
+    rows_schema,
+)
 from downpour.tables.batches import is_finite
 
 if TYPE_CHECKING:
@@ -38,14 +45,21 @@ def write_rows(folder: Path, spec: SparseTableSpec, rows: SparseState) -> dict[s
 def read_rows_file(folder: Path, spec: SparseTableSpec, saved: Mapping[str, Any]) -> SparseState:
     """The rows that `write_rows` wrote. SavedRunError for a file that has others, or is damaged."""
     path = folder / saved["file"]
-    with reading(path):
-        table = parquet.read_table(path)
-    if table.num_rows != saved["rows"]:
-        raise SavedRunError(
-            f"{folder / saved['file']} has {table.num_rows} rows, its manifest says {saved['rows']}"
-        )
-    with reading(path):
-        return read_rows(spec, table, step=saved["step"], log_decay=saved["log_decay"])
+    with reading(path), parquet.ParquetFile(path) as file:
+        num_rows = file.metadata.num_rows
+        if num_rows != saved["rows"]:
+            raise SavedRunError(f"{path} has {num_rows} rows, its manifest says {saved['rows']}")
+        given = {"step": saved["step"], "log_decay": saved["log_decay"]}
+        rows = empty_rows(spec, num_rows, **given)
+        start = 0
+        # A part at a time: in a server the memory that Arrow reads into is bounded (`bound_arrow`).
+        for batch in file.iter_batches(batch_rows(spec), use_threads=False):
+            part = read_rows(spec, pa.Table.from_batches([batch]), **given)
+            copy_rows(part, rows, start)
+            start += batch.num_rows
+        if start != num_rows:
+            raise SavedRunError(f"{path} has {start} rows, its footer says {num_rows}")
+    return rows
 
 
 def finite_rows(rows: SparseState) -> tuple[SparseState, Keys]:

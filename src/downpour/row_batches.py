@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from downpour.plan.specs import SparseTableSpec
 
 BATCH_ROWS = 1 << 20
-PASSED = b"downpour.passed"  # metadata: the steps that have passed, and their decay
+BATCH_BYTES = 8 << 20
+PASSED = b"downpour.passed"  # metadata: the number of rows, the steps that passed, their decay
 
 
-def rows_schema(spec: SparseTableSpec, state: SparseState | None = None) -> pa.Schema:
-    """The columns of a table; with its state, what `read_rows` needs besides as metadata."""
+def rows_schema(
+    spec: SparseTableSpec, state: SparseState | None = None, num_rows: int | None = None
+) -> pa.Schema:
+    """The columns of a table; with its state, what `read_rows` needs besides as metadata.
+
+    num_rows: of all parts, where the state is only one of them.
+    """
     accessor = spec.accessor
     number = pa.from_numpy_dtype(accessor.numpy_dtype)
     columns = {
@@ -38,15 +44,23 @@ def rows_schema(spec: SparseTableSpec, state: SparseState | None = None) -> pa.S
     }
     if state is None:
         return pa.schema(columns)
-    passed = json.dumps({"step": state.step, "log_decay": state.log_decay})
+    num_rows = len(state.keys) if num_rows is None else num_rows
+    passed = json.dumps({"rows": num_rows, "step": state.step, "log_decay": state.log_decay})
     return pa.schema(columns, {PASSED: passed.encode()})
 
 
+def batch_rows(spec: SparseTableSpec) -> int:
+    """How many rows of a table are a batch of at most BATCH_ROWS and about BATCH_BYTES."""
+    accessor = spec.accessor
+    row_bytes = 8 + (accessor.dim + accessor.state_dim) * accessor.numpy_dtype.itemsize
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+
+
 def row_batches(spec: SparseTableSpec, state: SparseState) -> Iterator[pa.RecordBatch]:
-    """The rows in batches of at most BATCH_ROWS; one empty batch where there is none."""
-    schema = rows_schema(spec, state)
-    for start in range(0, max(len(state.keys), 1), BATCH_ROWS):
-        part = slice(start, start + BATCH_ROWS)
+    """The rows in batches of `batch_rows`; one empty batch where there is none."""
+    schema, size = rows_schema(spec, state), batch_rows(spec)
+    for start in range(0, max(len(state.keys), 1), size):
+        part = slice(start, start + size)
         columns = [pa.array(state.keys[part]), _lists(state.weights[part])]
         columns += [_lists(state.state[part])] if spec.accessor.state_dim else []
         if state.statistics is not None:
@@ -63,14 +77,14 @@ def read_rows(
 ) -> SparseState:
     """The state that `row_batches` wrote; the steps passed as given, or from the metadata.
 
-    Raises TableError for other columns.
+    Raises TableError for other columns, and where rows are missing.
     """
     check_columns(spec, table.schema)
     if any(column.null_count for column in table.columns):
         raise TableError(f"table {spec.name!r}: rows must have no nulls")
     if step is None:
-        passed = _passed(spec, table.schema)
-        step, log_decay = passed["step"], passed["log_decay"]
+        num_rows, step, log_decay = passed_of(spec, table.schema)
+        check_rows(spec, num_rows, table.num_rows)
     return SparseState(
         table.column("key").to_numpy(),
         _floats(spec, table, "weights", spec.accessor.dim),
@@ -79,6 +93,28 @@ def read_rows(
         log_decay,
         _read_statistics(spec, table),
     )
+
+
+def empty_rows(spec: SparseTableSpec, num_rows: int, *, step: int, log_decay: float) -> SparseState:
+    """Room for so many rows of a table, for `copy_rows`."""
+    accessor = spec.accessor
+    return SparseState(
+        np.empty(num_rows, np.uint64),
+        np.empty((num_rows, accessor.dim), accessor.numpy_dtype),
+        np.empty((num_rows, accessor.state_dim), accessor.numpy_dtype),
+        step,
+        log_decay,
+        np.empty(num_rows, STATISTICS) if _statistics(spec) else None,
+    )
+
+
+def copy_rows(part: SparseState, rows: SparseState, start: int) -> None:
+    """Write rows into others, from place `start` on."""
+    places = slice(start, start + len(part.keys))
+    rows.keys[places], rows.weights[places] = part.keys, part.weights
+    rows.state[places] = part.state
+    if part.statistics is not None and rows.statistics is not None:
+        rows.statistics[places] = part.statistics
 
 
 def check_columns(spec: SparseTableSpec, schema: pa.Schema) -> None:
@@ -91,19 +127,34 @@ def check_columns(spec: SparseTableSpec, schema: pa.Schema) -> None:
         )
 
 
-def _passed(spec: SparseTableSpec, schema: pa.Schema) -> dict[str, Any]:
+def passed_of(spec: SparseTableSpec, schema: pa.Schema) -> tuple[int, int, float]:
+    """Number of rows, and the step and log_decay that they have passed.
+
+    TableError where metadata lacks them.
+    """
     try:
         passed = json.loads((schema.metadata or {})[PASSED])
-        step, log_decay = passed["step"], float(passed["log_decay"])
-        if type(step) is not int or not 0 <= step < 2**53:
-            raise ValueError(f"step {step!r:.40} is no whole number >= 0")
+        num_rows, step, log_decay = passed["rows"], passed["step"], float(passed["log_decay"])
+        for name, number in (("rows", num_rows), ("step", step)):
+            if type(number) is not int or not 0 <= number < 2**53:
+                raise ValueError(f"{name} {number!r:.40} is no whole number >= 0")
         if not -math.inf < log_decay <= 0.0:
             raise ValueError(f"log_decay {log_decay} is no finite number <= 0")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise TableError(
-            f"table {spec.name!r}: rows lack the steps that they have passed ({error!s:.200})"
+            f"table {spec.name!r}: rows lack the steps that they have passed, or their number "
+            f"({error!s:.200})"
         ) from None
-    return {"step": step, "log_decay": log_decay}
+    return num_rows, step, log_decay
+
+
+def check_rows(spec: SparseTableSpec, said: int, came: int) -> None:
+    """Raise TableError where other rows came than were said to: a stream that is cut just ends."""
+    if said != came:
+        raise TableError(
+            f"table {spec.name!r}: its metadata says {said:,} rows, and {came:,} came; nothing was "
+            "changed"
+        )
 
 
 def _floats(spec: SparseTableSpec, table: pa.Table, name: str, width: int) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from downpour.errors import TableError
 from downpour.plan.sections import DEFAULT_SECTIONS, split
-from downpour.tables import CtrTable, DenseTable, Section, sparse_table
+from downpour.tables import CtrTable, DenseTable, Section, SparseTable, sparse_table
 from downpour.transport import DenseState, DenseStats, Shrunk, SparseState
 
 if TYPE_CHECKING:
@@ -134,6 +134,16 @@ class Server:
         keys, weights, state, *statistics = own.export()
         return SparseState(keys, weights, state, own.step, own.log_decay, *statistics)
 
+    def fresh(self, table: str, *, step: int = 0, log_decay: float = 0.0) -> SparseTable | CtrTable:
+        """A table as this one, without rows: it may be filled, and then take this one's place.
+
+        Who still has the old one reads it to its end.
+        """
+        own = _of(self.sparse, table)
+        made = sparse_table(table, own.accessor, seed=own.seed)
+        made.step, made.log_decay = step, log_decay
+        return made
+
     def restore(self, table: str, state: SparseState) -> None:
         """See Transport. A new table takes the place of the empty one, as in `clear`.
 
@@ -141,19 +151,15 @@ class Server:
         """
         own = _of(self.sparse, table)
         own.require_empty()
-        filled = sparse_table(table, own.accessor, seed=own.seed)
+        filled = self.fresh(table)
         statistics = () if state.statistics is None else (state.statistics,)
         rows = (state.keys, state.weights, state.state, *statistics)
         filled.restore(*rows, step=state.step, log_decay=state.log_decay)
         self.sparse[table] = filled
 
     def clear(self, table: str) -> None:
-        """See Transport. A new table takes the place of the old one, as in `shrink`.
-
-        So who still has the old one may read it to its end.
-        """
-        own = _of(self.sparse, table)
-        self.sparse[table] = sparse_table(table, own.accessor, seed=own.seed)
+        """See Transport. A new table takes the place of the old one, as in `shrink`."""
+        self.sparse[table] = self.fresh(table)
 
     def shrink(self, table: str) -> Shrunk:
         """See Transport."""

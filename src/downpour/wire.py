@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 VERSION = 1
 SCHEMA = pa.schema([("keys", pa.large_binary()), ("values", pa.large_binary())])
 MAX_HEADER_BYTES = 1 << 20
+MAX_ERROR = 2000  # characters of an error that travels, or is kept
 MAX_DEPTH = 16  # of lists and objects in each other; what is kept is written as JSON again
 NOTHING = np.empty(0, np.uint8)
 
@@ -124,7 +125,12 @@ def error_header(error: BaseException) -> dict[str, Any]:
     """What an answer says of an error."""
     kind = type(error).__name__ if isinstance(error, DownpourError) else "ServerError"
     text = str(error) if isinstance(error, DownpourError) else f"{type(error).__name__}: {error}"
-    return {"error": kind, "message": text}
+    return {"error": kind, "message": cut(text)}
+
+
+def cut(text: str) -> str:
+    """The beginning of a text that is too long to travel or to be kept, else all of it."""
+    return text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 3]}..."
 
 
 def error_of(header: Mapping[str, Any], who: str) -> DownpourError:

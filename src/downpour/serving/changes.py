@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PART_BYTES = 32 << 20
 PART_ROWS = 100_000
 LEAST_NOTED = 1 << 16  # keys that are noted before repeats are looked for
+SET_BYTES = 1000  # that a set takes beside its keys
 NO_KEYS = np.empty(0, np.uint64)
 
 
@@ -97,10 +98,14 @@ class Changes:
     A worker joins as a client with its rank; of one rank the last client counts, so what a worker
     that died had still to hear is kept until its rank is taken again, by the next run. Calls that
     change one table must not overlap.
+
+    most_bytes: of all that is kept for workers. Where that is too much, who has fetched least takes
+    part no longer.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, server: Server, *, most_bytes: int = 1 << 62) -> None:
+        self._server, self._most_bytes = server, most_bytes
+        self._num_noted = 0  # keys noted since all were counted
         self._lock = threading.Lock()
         self._by_rank: dict[int, str] = {}
         self._sets: dict[str, dict[str, ChangeSet]] = {}  # by client and table
@@ -112,11 +117,20 @@ class Changes:
             return tuple(self._sets)
 
     def join(self, client: str, rank: int) -> None:
-        """Note changes for a client from now on; once more changes nothing."""
+        """Note changes for a client from now on; once more changes nothing.
+
+        RefusedError where there is no room for another one.
+        """
         with self._lock:
             if client not in self._sets:
                 own = {name: ChangeSet() for name in self._server.sparse}
-                self._sets.pop(self._by_rank.get(rank, ""), None)
+                self._sets.pop(self._by_rank.pop(rank, ""), None)
+                sets = (len(self._sets) + 1) * len(self._server.sparse)
+                if sets * SET_BYTES > self._most_bytes:
+                    raise RefusedError(
+                        f"{len(self._sets)} workers take part in geo training here, and there is "
+                        "no room for more: start new servers"
+                    )
                 self._by_rank[rank] = client
                 self._sets[client] = own
 
@@ -124,6 +138,7 @@ class Changes:
         """Forget a client; one that is not here may leave."""
         with self._lock:
             self._sets.pop(client, None)
+            self._by_rank = {rank: it for rank, it in self._by_rank.items() if it != client}
 
     def add(self, client: str, table: str, keys: Keys, deltas: Floats) -> None:
         """Add deltas [n, dim] to the rows of keys [n], made where they are missing.
@@ -173,6 +188,11 @@ class Changes:
             sets = [own[table] for client, own in self._sets.items() if client != but]
         for each in sets:
             each.note(keys)
+        with self._lock:
+            self._num_noted += keys.size * len(sets)
+            if 8 * self._num_noted > self._most_bytes // 4:
+                self._num_noted = 0
+                self._bound()
 
     def fetch(self, client: str, table: str, number: int) -> tuple[Keys, Floats, bool]:
         """Part `number` of what a client has not heard of: keys and rows as of now.
@@ -187,13 +207,20 @@ class Changes:
         keys, has_more = changed.fetch(number, most)
         return keys, own.pull(keys, create=False), has_more
 
+    def _bound(self) -> None:
+        """Forget who has most to fetch while there is too much; the lock is held."""
+        kept = {client: sum(map(len, own.values())) for client, own in self._sets.items()}
+        while kept and 8 * sum(kept.values()) > self._most_bytes // 2:
+            client = max(kept, key=kept.__getitem__)
+            del kept[client], self._sets[client]
+
     def _of(self, client: str) -> dict[str, ChangeSet]:
         with self._lock:
             own = self._sets.get(client)
         if own is None:
             raise RefusedError(
                 f"client {client} takes no part in geo training here: it has not joined, has left, "
-                "or another one has taken its rank"
+                "another one has taken its rank, or it had too many changes of others to fetch"
             )
         return own
 

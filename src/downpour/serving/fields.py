@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RANK = re.compile("0|[1-9][0-9]{0,15}")
 MAX_NAMES = 1 << 16
+MAX_NAME = 1000  # characters of one of them
 MAX_TEXT = 1 << 16
 MAX_WHOLE = 1 << 53  # what all JSON readers keep exactly
 
@@ -65,6 +66,11 @@ def texts(header: Mapping[str, Any], name: str) -> list[str]:
     value = header.get(name)
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise RefusedError(f"{name!r} must be a list of texts, got {_said(value)}")
+    if any(len(each) > MAX_NAME for each in value):
+        raise RefusedError(
+            f"{name!r} must be texts of at most {MAX_NAME} characters, got one of "
+            f"{max(map(len, value))}"
+        )
     if len(value) > MAX_NAMES or len(set(value)) < len(value):
         raise RefusedError(
             f"{name!r} must be at most {MAX_NAMES} texts, all different, got {len(value)}, "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,17 +14,19 @@ import pyarrow.flight as fl
 from downpour import grpc_log
 from downpour.errors import RefusedError, SettingError, TableError
 from downpour.local_path import WRITE_ELSEWHERE, local_path
-from downpour.row_batches import check_columns, read_rows, row_batches, rows_schema
 from downpour.security import Security, require_safe
 from downpour.serving.busy import Busy
-from downpour.serving.fields import flag, number, text, texts, whole
+from downpour.serving.connections import Connections, peer_name
+from downpour.serving.fields import text, texts
 from downpour.serving.flight_stream import FlightStream
-from downpour.serving.members import CHIEF
-from downpour.serving.refusals import LOG, LoggedOnce, TokenCheck
+from downpour.serving.held import json_bytes
+from downpour.serving.looks import keep_looking
+from downpour.serving.member_verbs import MemberVerbs
+from downpour.serving.refusals import LOG, CallCount, LoggedOnce, TokenCheck
 from downpour.serving.round_verbs import RoundVerbs
 from downpour.serving.runs import Runs
 from downpour.serving.save_verbs import SaveVerbs
-from downpour.tables import dedup
+from downpour.serving.transfers import Reading, fill
 from downpour.wire import SCHEMA, error_header, header_bytes, pack, parsed
 
 if TYPE_CHECKING:
@@ -31,15 +35,18 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from downpour.plan.specs import SparseTableSpec
+    from downpour.serving.held import Peer
     from downpour.serving.hosted import Hosted
     from downpour.serving.service import Service
 
 READ, WRITE = b"read", b"write"
 WAITING = {"meet", "ask", "watch_round"}  # verbs whose callers mostly wait: nothing works for them
-MAX_ACTION_BYTES = 64 << 20
-ANY_TEXT = "surrogatepass"  # JSON has texts that are no UTF-8
+LARGE = {"hello", "meet"}  # verbs that bring tables, or what any worker has to tell the others
+MAX_ACTION_BYTES = 64 << 20  # of these
+MAX_SMALL_BYTES = 1 << 20  # of the others
 MAX_ERROR = 1000  # characters of an error that ends a call
 TICK_S = 0.25
+CONNECTIONS_S = 0.05  # between two looks at what has arrived
 ANSWER_S = 5.0  # how long a server that is to stop waits for the requests in progress
 LOOK_S = 0.2  # between two looks at whether it is to stop
 SHUTDOWN_S = 0.5  # and then for answers to be sent and streams to end
@@ -52,9 +59,9 @@ grpc_log.silence()
 class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
     """Serves a `Service` at `host`:`port` (0: any free one, see `port`) until `stop`.
 
-    max_message_bytes: of keys and values of one message, at most. save_root: the folder of the
-    saves that clients ask for; None takes none. Raises SettingError for a host that others can
-    reach, without a token, and for a `save_root` that is a file.
+    It keeps to the limits of the service. save_root: the folder of the saves that clients ask for;
+    None takes none. Raises SettingError for a host that others can reach, without a token, and for
+    a `save_root` that is a file.
     """
 
     def __init__(
@@ -64,7 +71,6 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         host: str = "127.0.0.1",
         port: int = 0,
         security: Security | None = None,
-        max_message_bytes: int = 256 << 20,
         save_root: Path | None = None,
     ) -> None:
         security = security or Security()
@@ -82,11 +88,14 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             tls |= {"verify_client": True, "root_certificates": security.authority.read_bytes()}
         scheme = "grpc+tls" if security.serves_tls else "grpc+tcp"
         token = security.token
+        self.service, self.host, self.held = service, host, service.held
+        # In this order: a call without the token takes no place.
         middleware = {} if token is None else {"token": TokenCheck(token, self.refused)}
-        self.service, self.host = service, host
-        self.max_message_bytes = max_message_bytes
+        middleware |= {"calls": CallCount(self.held, self.refused)}
         self.saves = SaveVerbs(service, None if save_root is None else save_root.resolve())
-        self.runs, self.rounds = Runs(), RoundVerbs(lambda: service.hosted.staging.committed)
+        self.runs = Runs(self.held)
+        self.members = MemberVerbs(self.runs)
+        self.rounds = RoundVerbs(lambda: service.hosted.staging.committed, self.held)
         self.stopped = threading.Event()
         self.bytes_sent = self.bytes_received = 0
         self._refusals = LoggedOnce()
@@ -100,8 +109,12 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
                 "of this machine's; give another --port or --host"
             ) from None
         self.address = f"{scheme}://{name}:{self.port}"
-        self._ticker = threading.Thread(target=self._tick, name="downpour members", daemon=True)
-        self._ticker.start()
+        self._connections = Connections(self.held, self.port)
+        for call, about, every_s in (
+            (self._look_for_lost, "members", TICK_S),
+            (self._connections.look, "connections", CONNECTIONS_S),
+        ):
+            keep_looking(call, about, every_s=every_s, until=self.stopped)
 
     def stop(self) -> None:
         """End once the requests in progress are answered."""
@@ -132,86 +145,110 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         """One stream of reads or writes of one client: a request, its answer, the next."""
         if descriptor.command not in (READ, WRITE):
             self._refuse(context, RefusedError("a stream is of reads or of writes, say which"))
-        writer.begin(SCHEMA)
-        stream = FlightStream(self, context.peer(), descriptor.command == WRITE)
-        while not self.stopped.is_set():
+        with self._call_of(context) as peer:
             try:
-                chunk = reader.read_chunk()
-            except StopIteration:
-                return
-            except (pa.ArrowException, OSError) as error:
-                if not isinstance(error, (fl.FlightCancelledError, fl.FlightUnavailableError)):
-                    self.refused(context.peer(), error)
-                return
-            with self._busy:
-                header, values, is_over = stream.answer(chunk)
-                if values is not None:
-                    self.bytes_sent += values.nbytes
-                writer.write_with_metadata(pack(None, values), header_bytes(header))
-            if is_over:
-                return
+                writer.begin(SCHEMA)
+            except pa.ArrowException as error:
+                self._refuse(context, RefusedError(f"no answer can be written: {error}"))
+            stream = FlightStream(self, peer, descriptor.command == WRITE)
+            try:
+                while not self.stopped.is_set() and self._answer(context, stream, reader, writer):
+                    pass
+            finally:
+                stream.end()
+
+    def _answer(self, context: Any, stream: FlightStream, reader: Any, writer: Any) -> bool:
+        """Answer the next request of a stream; False where that was the last."""
+        try:
+            chunk = reader.read_chunk()
+        except StopIteration:
+            return False
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, MemoryError):
+                self._refuse(context, RefusedError(f"a message cannot be decoded: {error}"))
+            if not isinstance(error, (fl.FlightCancelledError, fl.FlightUnavailableError)):
+                self.refused(context.peer(), error)
+            return False
+        with self._busy:
+            header, values, is_over = stream.answer(chunk)
+            if values is not None:
+                self.bytes_sent += values.nbytes
+            writer.write_with_metadata(pack(None, values), header_bytes(header))
+            stream.sent()
+        return not is_over
 
     def do_action(self, context: Any, action: fl.Action) -> Iterator[fl.Result]:
         """A verb: JSON in, JSON out; errors are in the answer."""
-        if action.type in WAITING:
-            yield self._act(context, action)
-        else:
-            with self._busy:
-                yield self._act(context, action)
+        with self._call_of(context) as peer:
+            if action.type in WAITING:
+                yield from self._act(context, action, peer)
+            else:
+                with self._busy:
+                    yield from self._act(context, action, peer)
 
-    def _act(self, context: Any, action: fl.Action) -> fl.Result:
+    def _act(self, context: Any, action: fl.Action, peer: Peer) -> Iterator[fl.Result]:
         try:
-            if action.body is not None and action.body.size > MAX_ACTION_BYTES:
-                raise RefusedError(f"an action may have {MAX_ACTION_BYTES} bytes")
-            if action.type not in self._verbs():
-                raise RefusedError(
-                    f"no action {action.type!r:.80}; there are: {', '.join(self._verbs())}"
-                )
-            body = action.body.to_pybytes() if action.body is not None else b""
-            request = parsed(body or b"{}")
-            self.service.require_same(request.get("server"))
-            answer = self._verbs()[action.type](request)
+            with self.held.working(peer):
+                answer = self._called(action, peer)
         except Exception as error:  # noqa: BLE001 (a handler that raises would end the call untyped)
             self.refused(context.peer(), error)
             answer = error_header(error)
-        return fl.Result(header_bytes(answer))
+        yield fl.Result(header_bytes(answer))
+
+    def _called(self, action: fl.Action, peer: Peer) -> dict[str, Any]:
+        """What a verb answers."""
+        size = 0 if action.body is None else action.body.size
+        most = MAX_ACTION_BYTES if action.type in LARGE else MAX_SMALL_BYTES
+        self.held.moved(peer, heard=size)
+        if size > most:
+            raise RefusedError(f"an action may have {most} bytes")
+        verb = self._verbs().get(action.type)
+        if verb is None:
+            raise RefusedError(
+                f"no action {action.type!r:.80}; there are: {', '.join(self._verbs())}"
+            )
+        body = action.body.to_pybytes() if size else b"{}"
+        with self.held.holding("this request", json_bytes(body), peer):
+            request = parsed(body)
+            self.service.require_same(request.get("server"))
+            return verb(request)
 
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
         """The verbs, each with what it does."""
         return [(name, (verb.__doc__ or "").strip()) for name, verb in self._verbs().items()]
 
     def do_get(self, context: Any, ticket: fl.Ticket) -> fl.RecordBatchStream:
-        """All rows of this shard of a sparse table as of now: a ticket is the table's name."""
-        try:
-            hosted, spec = self._table(ticket.ticket)
-            state = hosted.export(spec.name)
-        except Exception as error:  # noqa: BLE001 (Flight would send its traceback)
-            self._refuse(context, error)
-        return fl.GeneratorStream(rows_schema(spec, state), self._busily(row_batches(spec, state)))
+        """All rows of this shard of a sparse table: a ticket is the table's name."""
+        with ExitStack() as its:
+            peer = its.enter_context(self._call_of(context))
+            try:
+                hosted, spec = self._table(ticket.ticket)
+                reading = Reading(hosted, spec, self.held, peer, its)
+            except Exception as error:  # noqa: BLE001 (Flight would send its traceback)
+                self._refuse(context, error)
+            its.enter_context(self._busy)
+            # Flight lets go of it however the call ends, also where it has not begun to read.
+            weakref.finalize(reading, its.pop_all().close)
+        return fl.GeneratorStream(reading.schema, reading)
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Rows of this shard into an empty sparse table, as `do_get` gave them."""
-        with self._busy:
-            self._put(context, descriptor, reader)
+        with self._call_of(context) as peer, self._busy:
+            try:
+                hosted, spec = self._table(descriptor.command)
+                fill(hosted, spec, reader, self.held, peer)
+            except Exception as error:  # noqa: BLE001 (as above)
+                self._refuse(context, error)
 
-    def _put(self, context: Any, descriptor: Any, reader: Any) -> None:
-        try:
-            hosted, spec = self._table(descriptor.command)
-            check_columns(spec, reader.schema)
-            rows = reader.read_all()
-            rows.validate(full=True)  # what comes over the wire may lead out of its buffers
-            state = read_rows(spec, rows)
-            if len(dedup(state.keys)[0]) < len(state.keys):
-                raise TableError(f"table {spec.name!r}: rows to be restored must differ in key")
-            hosted.restore(spec.name, state)
-        except pa.ArrowException as error:
-            self._refuse(context, RefusedError(f"these rows are malformed: {error}"))
-        except Exception as error:  # noqa: BLE001 (as above)
-            self._refuse(context, error)
-
-    def _busily(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        with self._busy:
-            yield from batches
+    @contextmanager
+    def _call_of(self, context: Any) -> Iterator[Peer]:
+        """The connection of a call. The call ends with an error where it is one too many."""
+        with ExitStack() as its:
+            try:
+                peer = its.enter_context(self.held.call_of(peer_name(context.peer())))
+            except RefusedError as error:
+                self._refuse(context, error)
+            yield peer
 
     def _table(self, name: bytes | None) -> tuple[Hosted, SparseTableSpec]:
         """What is hosted, and of it the sparse table of a name. TableError if there is none."""
@@ -236,12 +273,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             "hello": self.service.configure,
             "form": self._form,
             "stats": self._stats,
-            "join": self._join,
-            "beat": self._beat,
-            "leave": self._leave,
-            "meet": self._meet,
-            "members": self._list_members,
-            "halt": self._halt,
+            **self.members.verbs(),
             "dismiss": self._dismiss,
             **self.rounds.verbs(),
             **self.saves.verbs(),
@@ -258,56 +290,6 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         report = {**self.service.report(), **sizes, "address": self.address}
         return {"report": report, "stats": self.service.stats()}
 
-    def _join(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Make a worker or the chief a member of the run, the first one says of which."""
-        self.runs.join(
-            text(request, "run"),
-            *_who(request),
-            num_workers=whole(request, "num_workers"),
-            timeout_s=number(request, "timeout_s"),
-            on_loss=text(request, "on_loss"),
-        )
-        return {}
-
-    def _beat(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Hear that a member lives, and what it reports; tell it whether to stop."""
-        report = request.get("report")
-        if not isinstance(report, dict):
-            raise RefusedError("a beat brings a report, a JSON object")
-        return {"stop": self.runs.members.beat(*_who(request), report)}
-
-    def _leave(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Let a member go: it has finished, or failed with an error."""
-        error = None if request.get("error") is None else text(request, "error")
-        self.runs.members.leave(*_who(request), error)
-        return {}
-
-    def _meet(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A barrier with an exchange; `not_yet` where it has to be asked again."""
-        payload = request.get("payload", "")
-        if not isinstance(payload, str):
-            raise RefusedError("what is brought to a meeting must be a text")
-        met = self.runs.members.meet(
-            text(request, "name"),
-            *_who(request),
-            payload.encode(errors=ANY_TEXT),
-            with_chief=flag(request, "with_chief"),
-            wait_s=min(number(request, "wait_s"), 60.0),
-        )
-        if met is None:
-            return {"not_yet": True}
-        brought = {str(rank): data.decode(errors=ANY_TEXT) for rank, data in met.items()}
-        return {"payloads": brought}
-
-    def _list_members(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The members of the run with their last reports."""
-        return {"members": [_member(it) for it in self.runs.members.snapshot()]}
-
-    def _halt(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask the workers of the run to stop after their step."""
-        self.runs.members.request_stop(text(request, "reason"))
-        return {}
-
     def _dismiss(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take no more writes of these clients, once the one under way of each is applied."""
         for client in texts(request, "clients"):
@@ -319,34 +301,15 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         self.stop()
         return {}
 
-    def _tick(self) -> None:
+    def _look_for_lost(self) -> None:
         """Look for members and clients that have fallen silent."""
-        while not self.stopped.wait(TICK_S):
-            try:
-                self.runs.check()
-                self.rounds.check()
-            except Exception:  # noqa: BLE001 (members that are lost must be found whatever it was)
-                LOG.exception("event=failed at=members")  # and look again
+        self.runs.check()
+        self.rounds.check()
 
     def refused(self, peer: str, error: BaseException) -> None:
         """Count and log a request that was refused; each kind from a peer once."""
         self.service.note_refusal()
         self._refusals.log(peer, error)
-
-
-def _who(request: dict[str, Any]) -> tuple[int, int]:
-    return whole(request, "rank", least=CHIEF), whole(request, "incarnation")
-
-
-def _member(member: Any) -> dict[str, Any]:
-    return {
-        "rank": member.rank,
-        "incarnation": member.incarnation,
-        "state": member.state,
-        "seen_s_ago": member.seen_s_ago,
-        "report": member.report,
-        "error": member.error,
-    }
 
 
 def serve(server: FlightServer, is_asked: Callable[[], bool] = lambda: False) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from downpour.errors import RefusedError, SettingError, WorkerLostError
+from downpour.serving.held import Account, json_bytes
+from downpour.wire import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +22,9 @@ OnLoss: TypeAlias = Literal["continue", "stop"]
 CHIEF = -1
 POLL_S = 0.2  # who waits at a meeting looks this often for members that went silent
 KEPT = 256  # decided meetings that are kept even when all have fetched the answer: a reply can fail
+MAX_OPEN = 256  # meetings to which somebody has come, and that are not decided
+KEPT_IN_NEED = 4  # of them, where there is no room
+MEETING_BYTES = 1000  # that a meeting takes beside its payloads, and a payload beside its content
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class _Life:
     seen: float
     state: State = "running"
     report: dict[str, Any] = field(default_factory=dict)
+    report_bytes: int = 0
     error: str | None = None
 
     def at_step(self) -> str:
@@ -63,6 +70,7 @@ class _Meeting:
     payloads: dict[int, bytes] = field(default_factory=dict)
     answer: dict[int, bytes] | None = None
     fetched: set[int] = field(default_factory=set)
+    num_bytes: int = 0
 
 
 class Members:
@@ -71,7 +79,8 @@ class Members:
     A member that does not call for longer than `timeout_s` seconds is lost; waiting at a meeting
     is no sign of life, coming to it or asking again is. The loss of the chief stops the run, the
     loss of a worker does where `on_loss` is "stop", and an error of a member always does. `clock`
-    gives seconds, and tells how long a member was silent.
+    gives seconds, and tells how long a member was silent. What is kept of meetings and reports has
+    its room in `account`.
     """
 
     def __init__(
@@ -81,6 +90,7 @@ class Members:
         timeout_s: float,
         on_loss: OnLoss = "stop",
         clock: Callable[[], float] = time.monotonic,
+        account: Account | None = None,
     ) -> None:
         if num_workers < 1:
             raise SettingError(f"num_workers must be 1 or more, got {num_workers}")
@@ -92,6 +102,7 @@ class Members:
         self.timeout_s = timeout_s
         self.on_loss = on_loss
         self._clock = clock
+        self._account = account or Account()
         self._lives: dict[int, _Life] = {}
         self._open: dict[str, _Meeting] = {}
         self._decided: dict[str, _Meeting] = {}
@@ -140,9 +151,11 @@ class Members:
 
         report: of any content; its "step" is named if the member is lost. Raises as `meet` does.
         """
+        num_bytes = json_bytes(json.dumps(report).encode())
         with self._changed:
             life = self._called(rank, incarnation)
-            life.report = dict(report)
+            self._keep(num_bytes - life.report_bytes)
+            life.report, life.report_bytes = dict(report), num_bytes
             self._go_on()
             return self._reason
 
@@ -157,6 +170,7 @@ class Members:
             if life.state != "running":
                 return
             life.seen = self._clock()
+            error = None if error is None else cut(error)
             life.state, life.error = "left" if error is None else "failed", error
             if error is not None:
                 self._fail(f"{_name(rank)} failed{life.at_step()}, and the run stops: {error}")
@@ -202,7 +216,7 @@ class Members:
         with self._changed:
             self._drop_silent()
             if self._reason is None:
-                self._reason = reason
+                self._reason = cut(reason)
 
     def check(self) -> None:
         """Drop the members that were silent for longer than `timeout_s`."""
@@ -303,12 +317,22 @@ class Members:
             raise RefusedError(f"meeting {name!r}: the chief came to a meeting without the chief")
         meeting = self._open.get(name) or self._decided.get(name)
         if meeting is None:
-            meeting = self._open[name] = _Meeting(name, with_chief)
+            if len(self._open) >= MAX_OPEN:
+                raise RefusedError(
+                    f"meeting {name!r:.200}: {len(self._open)} other meetings wait for members, "
+                    "and may be no more: come to those first"
+                )
+            num_bytes = MEETING_BYTES + 4 * len(name)
+            self._keep(num_bytes)
+            meeting = self._open[name] = _Meeting(name, with_chief, num_bytes=num_bytes)
         if meeting.with_chief != with_chief:
             raise RefusedError(
                 f"meeting {name!r}: {_name(rank)} came with with_chief={with_chief}, others with "
                 f"{meeting.with_chief}: a meeting has one name and one group"
             )
+        if rank not in meeting.payloads:
+            self._keep(MEETING_BYTES + len(payload))
+            meeting.num_bytes += MEETING_BYTES + len(payload)
         if meeting.payloads.setdefault(rank, payload) != payload:
             raise RefusedError(
                 f"meeting {name!r}: {_name(rank)} came again with another payload, of "
@@ -331,7 +355,7 @@ class Members:
                 self._forget(meeting.with_chief)
                 self._changed.notify_all()
 
-    def _forget(self, with_chief: bool) -> None:
+    def _forget(self, with_chief: bool, kept: int = KEPT) -> None:
         """Forget old meetings of a group that nobody will ask for any more.
 
         Those with the chief are counted apart: between two of them many without it may pass, and
@@ -339,9 +363,25 @@ class Members:
         """
         gone = self._gone()
         decided = [it for it in self._decided.values() if it.with_chief == with_chief]
-        for meeting in decided[:-KEPT]:
+        for meeting in decided[:-kept]:
             if meeting.payloads.keys() <= meeting.fetched | gone:
                 del self._decided[meeting.name]
+                self._account.drop(meeting.num_bytes)
+
+    def _keep(self, num_bytes: int) -> None:
+        """Have room for more. RefusedError where there is none, also without old meetings."""
+        try:
+            self._account.add(num_bytes)
+        except RefusedError:
+            for with_chief in (True, False):
+                self._forget(with_chief, KEPT_IN_NEED)
+            self._account.add(num_bytes)
+
+    def end(self) -> None:
+        """Keep nothing more, where another run takes the place of this one."""
+        with self._changed:
+            self._account.clear()
+            self._open, self._decided = {}, {}
 
     def _gone(self) -> set[int]:
         return {rank for rank, life in self._lives.items() if life.state != "running"}

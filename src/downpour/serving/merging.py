@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     BlockTable: TypeAlias = DenseTable | DenseTableSpec
 
 
+PUSH_BYTES = 400  # that a push takes beside its arrays, and a name or a span beside its content
+
+
 @dataclass(frozen=True, slots=True)
 class RowPush:
     """Pushes [n, push_dim] of different keys [n]. is_mean: over the samples of their worker."""
@@ -36,6 +39,11 @@ class RowPush:
     keys: Keys
     pushes: Floats
     is_mean: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes to keep it."""
+        return PUSH_BYTES + self.keys.nbytes + self.pushes.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,12 @@ class BlockPush:
     names: tuple[str, ...]
     spans: tuple[slice, ...]
     is_mean: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes to keep it."""
+        names = sum(map(len, self.names)) + PUSH_BYTES * (len(self.names) + len(self.spans))
+        return PUSH_BYTES + self.grad.nbytes + names
 
 
 Push = TypeVar("Push", RowPush, BlockPush)

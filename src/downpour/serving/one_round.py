@@ -51,6 +51,7 @@ class OneRound:
     reports: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
     dropped: dict[int, str] = field(default_factory=dict)
     is_closed: bool = False
+    num_bytes: int = 0  # of the reports
 
     def can_be_closed(self, now: float) -> bool:
         """Whether nobody is waited for any more."""

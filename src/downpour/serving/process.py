@@ -9,8 +9,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from downpour.serving.flight_server import FlightServer, serve
-from downpour.serving.service import Service
+from downpour.limits import Limits
+from downpour.serving.allocators import bound_arrow, bound_malloc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ def run_server(
     host: str,
     port: int,
     security: Security,
-    max_message_mb: int,
+    limits: Limits | None = None,
     save_root: Path | None = None,
     parent: Parent | None = None,
 ) -> None:
@@ -44,14 +44,19 @@ def run_server(
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    told = None if parent is None else _told(parent)
-    service = Service() if told is None else Service(*told)
+    bound_malloc()
+    limits = limits or Limits()
+    is_bounded = bound_arrow(limits.message_bytes, limits.streams)
+    from downpour.serving.flight_server import FlightServer, serve
+    from downpour.serving.service import Service
+
+    told = (None, None) if parent is None else _told(parent)
+    service = Service(*told, limits=limits)
     server = FlightServer(
         service,
         host=host,
         port=port,
         security=security,
-        max_message_bytes=max_message_mb << 20,
         save_root=save_root,
     )
     asked: list[int] = []  # server.stop takes a lock that the interrupted thread may hold
@@ -66,6 +71,8 @@ def run_server(
         service.incarnation,
         os.getpid(),
     )
+    if not is_bounded:
+        logging.getLogger("downpour.server").warning("event=unbounded memory=arrow")
     print(f"{LISTENING} {server.address}", flush=True)  # noqa: T201 (for who started it)
 
     def is_asked() -> bool:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.flight as fl
 
+from downpour.errors import RefusedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from downpour.serving.held import Held
 
 LOG = logging.getLogger("downpour.server")
 
@@ -37,6 +41,37 @@ class TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
             raise error
 
 
+class CallCount(fl.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Counts calls from their very beginning, and refuses those beyond the limit.
+
+    Flight has a thread for each, also for one of which no message has come. The client takes the
+    server for one that cannot be reached just now, and tries again.
+    """
+
+    def __init__(self, held: Held, refused: Callable[[str, Exception], None]) -> None:
+        self._held, self._refused = held, refused
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> fl.ServerMiddleware:
+        """See ServerMiddlewareFactory."""
+        try:
+            self._held.begin_call()
+        except RefusedError as error:
+            self._refused("unknown", error)
+            raise fl.FlightUnavailableError(str(error)) from None
+        return _Counted(self._held)
+
+
+class _Counted(fl.ServerMiddleware):  # type: ignore[misc]
+    """A call that was counted."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+
+    def call_completed(self, exception: BaseException | None) -> None:
+        """See ServerMiddleware."""
+        self._held.end_call()
+
+
 class LoggedOnce:
     """Logs the first refusal of a kind from a host, and then as their number doubles."""
 
@@ -47,6 +82,7 @@ class LoggedOnce:
     def log(self, peer: str, error: BaseException) -> None:
         """Note one."""
         host, kind = peer.rpartition(":")[0], type(error).__name__
+        host = host or peer
         with self._lock:
             if len(self._counts) > 1000:
                 self._counts.clear()

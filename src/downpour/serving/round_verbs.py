@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from downpour.errors import RefusedError, WorkerLostError
 from downpour.serving.fields import MAX_NAMES, number, text, texts, whole
+from downpour.serving.held import Account
 from downpour.serving.one_round import Task
 from downpour.serving.rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from downpour.serving.held import Held
     from downpour.serving.one_round import RoundView
 
     Verb = Callable[[dict[str, Any]], dict[str, Any]]
@@ -32,8 +34,8 @@ class RoundVerbs:
     never committed, and would add it to an update of the same number.
     """
 
-    def __init__(self, committed: Callable[[], int]) -> None:
-        self._committed = committed
+    def __init__(self, committed: Callable[[], int], held: Held | None = None) -> None:
+        self._committed, self._held = committed, held
         self._lock = threading.Lock()  # guards all of what follows, where it changes
         self._rounds: Rounds | None = None
         self._first = 1  # the number of the federation's first round
@@ -124,12 +126,15 @@ class RoundVerbs:
             # Of a process that has ended its own, or lost it, this is a request that came late.
             if rounds is None or (rounds.is_over and rounds.coordinator != incarnation):
                 first = max(self._committed(), self._opened) + 1
+                if rounds is not None:
+                    rounds.account.clear()  # nobody asks for its rounds any more
                 rounds = Rounds(
                     num_clients,
                     settings=settings,
                     timeout_s=timeout_s,
                     first_round=first,
                     coordinator=incarnation,
+                    account=Account(self._held, "a federation's reports"),
                 )
                 self._rounds, self._first = rounds, first
             rounds.coordinate(incarnation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from downpour.errors import RefusedError, RoundClosedError, SettingError, WorkerLostError
 from downpour.serving.enrolled import Enrolled
+from downpour.serving.held import Account, json_bytes
 from downpour.serving.one_round import OneRound
+from downpour.wire import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -30,6 +33,7 @@ class Rounds:
     life, asking again is. A lost client may come back in a later round, the loss of the coordinator
     ends the federation. Once `check` was called it must be called all the time: a gap is a pause of
     this process, which counts for nobody's silence and for no deadline. `clock` gives seconds.
+    Reports have their room in `account`.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Rounds:
         first_round: int,
         coordinator: int,
         clock: Callable[[], float] = time.monotonic,
+        account: Account | None = None,
     ) -> None:
         for name, number in (("num_clients", num_clients), ("first_round", first_round)):
             if number < 1:
@@ -49,6 +54,7 @@ class Rounds:
             raise SettingError(f"timeout_s must be a finite number of s above 0, got {timeout_s}")
         self.timeout_s = timeout_s
         self.coordinator = coordinator
+        self.account = account or Account()
         self._clock = clock
         self._clients = Enrolled(num_clients, settings=settings, timeout_s=timeout_s)
         self._next = first_round  # the number of the next round to be opened
@@ -122,6 +128,10 @@ class Rounds:
             if given is None:
                 kind = RoundClosedError if number < self._next else RefusedError
                 raise kind(f"client {client} reports round {number}, but {self._standing()}")
+            if client in given.waiting:
+                num_bytes = json_bytes(json.dumps(report).encode())
+                self.account.add(num_bytes)
+                given.num_bytes += num_bytes
             given.count(client, incarnation, report)
             self._for_coordinator.notify_all()
 
@@ -170,6 +180,8 @@ class Rounds:
             for client, life in lives.items():
                 if life.state != "running":
                     opened.drop(client, life.why_gone())
+            if self._before is not None:
+                self.account.drop(self._before.num_bytes)
             self._before, self._round, self._next = last, opened, number + 1
             self._for_clients.notify_all()
 
@@ -220,7 +232,7 @@ class Rounds:
         with self._lock:
             self._coordinated(incarnation)
             if self._reason is None:
-                self._reason = reason
+                self._reason = cut(reason)
                 if (given := self._under_way()) is not None:
                     given.close(self._now)
                 self._for_clients.notify_all()
@@ -297,7 +309,7 @@ class Rounds:
 
     def _retire(self, client: int, life: Life, state: State, error: str | None) -> None:
         """Let a client go, and the round go on without it; what it has reported counts."""
-        life.state, life.error = state, error
+        life.state, life.error = state, None if error is None else cut(error)
         if self._round is not None:
             self._round.drop(client, life.why_gone())
         self._for_clients.notify_all()  # it may wait itself

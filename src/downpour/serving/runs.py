@@ -7,6 +7,7 @@ import threading
 from typing import get_args
 
 from downpour.errors import DownpourError, RefusedError
+from downpour.serving.held import Account, Held
 from downpour.serving.members import Members, OnLoss
 
 MAX_WORKERS = 1 << 16
@@ -15,7 +16,8 @@ MAX_WORKERS = 1 << 16
 class Runs:
     """Lets members join the run under way, or begin the next where the last is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Held | None = None) -> None:
+        self._held = held
         self._lock = threading.Lock()
         self._members: Members | None = None
         self._name = ""
@@ -51,7 +53,8 @@ class Runs:
             members = self._members
             if members is None or members.is_over:
                 mode: OnLoss = "stop" if on_loss == "stop" else "continue"
-                members = Members(num_workers, timeout_s=timeout_s, on_loss=mode)
+                account = Account(self._held, "a run's meetings and reports")
+                members = Members(num_workers, timeout_s=timeout_s, on_loss=mode, account=account)
                 members.is_watched = True
             elif (self._name, members.num_workers) != (name, num_workers):
                 raise RefusedError(
@@ -60,6 +63,8 @@ class Runs:
                     "others"
                 )
             members.join(rank, incarnation)
+            if self._members not in (None, members):
+                self._members.end()
             self._members, self._name = members, name
 
     def check(self) -> None:

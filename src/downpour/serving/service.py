@@ -26,6 +26,7 @@ from downpour.serving.fields import (
     texts,
     whole,
 )
+from downpour.serving.held import Held
 from downpour.serving.hosted import Hosted
 from downpour.serving.memory_errors import typed_memory
 from downpour.serving.sessions import Sessions
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from downpour.limits import Limits
     from downpour.serving.sessions import Session
 
     Answer = tuple[dict[str, Any], NDArray[Any] | None]
@@ -52,10 +54,18 @@ class Service:
 
     `incarnation` is new in each process: a server that was restarted without its tables has
     another one. `cluster` is given by the first client to all servers that belong together; a
-    server that lacks it while others have it has come back empty.
+    server that lacks it while others have it has come back empty. `held` counts what is held for
+    clients, within its limits.
     """
 
-    def __init__(self, deployment: Deployment | None = None, shard: int | None = None) -> None:
+    def __init__(
+        self,
+        deployment: Deployment | None = None,
+        shard: int | None = None,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        self.held = Held(limits)
         self.incarnation = secrets.randbits(52) + 1
         self.cluster: str | None = None
         self.sessions = Sessions()
@@ -209,7 +219,9 @@ class Service:
 
     def _host(self, deployment: Deployment, shard: int) -> None:
         try:
-            hosted = Hosted(deployment, shard)  # before kernels are compiled for what is refused
+            hosted = Hosted(
+                deployment, shard, self.held
+            )  # before kernels are compiled for what is refused
             warm(deployment.plan, served=True)
         except (MemoryError, OverflowError) as error:
             raise RefusedError(f"the tables do not fit into memory here: {error}") from None
@@ -268,6 +280,8 @@ class Service:
         table = table_of(hosted.server.sparse, message)
         hosted.check_own(message.keys)
         create = flag(message.header, "create")
+        if create:
+            hosted.growth.check(table, message.keys)
         return {}, table.pull(message.keys, create=create)
 
     def _pull_dense(self, hosted: Hosted, message: Message, client: str) -> Answer:
@@ -286,6 +300,7 @@ class Service:
         hosted.check_own(message.keys)
         pushes = rows_of(message, table.accessor.numpy_dtype, table.accessor.push_dim)
         lr = rates(message.header)
+        hosted.growth.check(table, message.keys)
         with hosted.locks[table.name]:
             table = hosted.server.sparse[table.name]  # another one since, if it was cleared
             step = table.step + 1
@@ -309,6 +324,7 @@ class Service:
         pushes = rows_of(message, table.accessor.numpy_dtype, table.accessor.push_dim)
         rank, step = whole(message.header, "rank"), whole(message.header, "at")
         is_mean = flag(message.header, "mean", default=True)
+        hosted.growth.check(table, message.keys)
         # Kept as it came: the memory of a message is its own, and lives as long as its arrays.
         hosted.staging.stage(table.name, rank, step, message.keys, pushes, is_mean=is_mean)
         return {}
@@ -329,6 +345,7 @@ class Service:
         table = table_of(hosted.server.sparse, message)
         hosted.check_own(message.keys)
         rows = rows_of(message, table.accessor.numpy_dtype, table.accessor.dim)
+        hosted.growth.check(table, message.keys)
         keys = message.keys.copy()  # to be kept without the rest of the message
         with hosted.locks[table.name]:
             hosted.server.set(table.name, keys, rows)
@@ -379,6 +396,7 @@ class Service:
         table = table_of(hosted.server.sparse, message)
         hosted.check_own(message.keys)
         deltas = rows_of(message, table.accessor.numpy_dtype, table.accessor.dim)
+        hosted.growth.check(table, message.keys)
         with hosted.locks[table.name]:
             hosted.changes.add(client, table.name, message.keys, deltas)
         return {}

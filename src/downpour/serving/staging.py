@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from downpour.errors import DownpourError, OutOfMemoryError, ServerError, SettingError, TableError
+from downpour.serving.held import Account
 from downpour.serving.merging import (
     BlockPush,
     Push,
@@ -73,12 +74,20 @@ class Staging:
     Arrays are kept without a copy and must not change. Safe to call from many threads.
 
     `elsewhere` are the dense tables of which the server has no part: a commit may name them. None
-    takes every table that the server does not have for one.
+    takes every table that the server does not have for one. What is staged has its room in
+    `account`.
     """
 
-    def __init__(self, server: Server, *, elsewhere: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        elsewhere: Collection[str] | None = None,
+        account: Account | None = None,
+    ) -> None:
         self.committed = 0  # the last step that is over, also if it was refused
         self._refusal: tuple[type[DownpourError], str] | None = None  # of that step
+        self._account = account or Account()
         self._server = server
         self._elsewhere = elsewhere
         self._rows: Staged[RowPush] = {}
@@ -90,7 +99,8 @@ class Staging:
     ) -> None:
         """Keep pushes [n, push_dim] of keys uint64 [n]; those of one key are summed in order.
 
-        Raises TableError or NonFiniteError, and then nothing of it is kept.
+        Raises TableError, NonFiniteError, or RefusedError where there is no room, and then nothing
+        of it is kept.
         """
         tables = self._server.sparse
         if table not in tables:
@@ -98,6 +108,7 @@ class Staging:
         push = checked_rows(tables[table], keys, pushes, is_mean=is_mean)
         with self._lock:
             self._check_next(step)
+            self._account.add(push.num_bytes)
             _add(self._rows, table, rank, push)
 
     def stage_dense(
@@ -112,8 +123,8 @@ class Staging:
     ) -> None:
         """Keep the gradients of these parameters; grad is the server's share of the table, [size].
 
-        What grad holds for the others is not read. Raises TableError or NonFiniteError, and then
-        nothing of it is kept.
+        What grad holds for the others is not read. Raises TableError, NonFiniteError, or
+        RefusedError where there is no room, and then nothing of it is kept.
         """
         tables = self._server.dense
         if table not in tables:
@@ -123,15 +134,18 @@ class Staging:
         push = checked_block(own, grad, names, sections, is_mean=is_mean)
         with self._lock:
             self._check_next(step)
+            self._account.add(push.num_bytes)
             _add(self._blocks, table, rank, push)
 
     def discard(self, rank: int) -> None:
         """Throw away what a rank has staged."""
         with self._lock:
+            thrown: list[RowPush | BlockPush] = []
             for rows in self._rows.values():
-                rows.pop(rank, None)
+                thrown += rows.pop(rank, [])
             for blocks in self._blocks.values():
-                blocks.pop(rank, None)
+                thrown += blocks.pop(rank, [])
+            self._account.drop(sum(push.num_bytes for push in thrown))
 
     def commit(self, commit: Commit) -> bool:
         """Apply a step; False if it was committed before.
@@ -164,6 +178,7 @@ class Staging:
                 raise kind(text) from error
             finally:
                 self._rows, self._blocks = {}, {}
+                self._account.clear()
                 self.committed = commit.step
             return True
 

@@ -165,12 +165,16 @@ class CtrTable(KeyedTable):
         same for any order in which the keys arrived.
         """
         with self.lock.read():
-            with self._structure_lock:
-                short = self._rows.records(np.arange(len(self)))
-            short = short[np.argsort(short["key"], kind="stable")]
-            numbers, split = embedx_numbers(short), self._split
-            has_embedx = numbers >= 0
-            embedx = self._embedx.records(numbers[has_embedx])
+            return self.export_rows(self.row_order())
+
+    def export_rows(
+        self, order: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """`export` of a part of `row_order`, for a caller that keeps the table unchanged."""
+        short = self._rows.records(order.astype(np.int64))
+        numbers, split = embedx_numbers(short), self._split
+        has_embedx = numbers >= 0
+        embedx = self._embedx.records(numbers[has_embedx])
         weights = np.zeros((short.size, self.dim), self._dtype)
         weights[:, :1], weights[has_embedx, 1:] = short["weights"], embedx["weights"]
         state = np.zeros((short.size, self.accessor.state_dim), self._dtype)
@@ -192,6 +196,14 @@ class CtrTable(KeyedTable):
         Raises TableError, NonFiniteError, and MemoryError, which may leave new rows in the table.
         """
         self.require_empty()
+        self.append(keys, weights, state, statistics)
+        with self.lock.write():
+            self.step, self.log_decay = step, log_decay
+
+    def append(
+        self, keys: np.ndarray, weights: np.ndarray, state: np.ndarray, statistics: np.ndarray
+    ) -> None:
+        """Write rows of keys that have none, after some were restored."""
         keys = self._checked_keys(keys)
         weights, state = self._checked_parts(keys, weights, state)
         self._check_statistics(keys, statistics)
@@ -200,7 +212,6 @@ class CtrTable(KeyedTable):
             changes.lock(self.lock)
             self._grow(rows[statistics["has_embedx"]], changes)
             self._write(rows, weights, state, statistics)
-            self.step, self.log_decay = step, log_decay
 
     def shrunk(self) -> tuple[CtrTable, int]:
         """This table a day older, as a new one, and the number of rows that are gone from it.

@@ -102,16 +102,29 @@ class KeyedTable(ABC):
 
     # The calls for anyone: checked, and refused whole.
 
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes in memory, beside its place in the index."""
+        return self._rows.layout.num_bytes
+
     def stats(self) -> TableStats:
         """Rows and memory, of this moment."""
         return TableStats(
             rows=len(self),
-            row_bytes=self._rows.layout.num_bytes,
+            row_bytes=self.row_bytes,
             arena_bytes=self._rows.touched_bytes(len(self)),
             index_bytes=self._index.num_bytes,
             load=len(self) / self._index.num_slots,
             growths=self._index.growths,
         )
+
+    def row_order(self) -> np.ndarray:
+        """The numbers of all rows by rising key, uint32 [n], for `export_rows`."""
+        with self._structure_lock:
+            keys = np.empty(len(self), np.uint64)
+            read_keys(np.arange(len(self)), keys, self._rows.view)
+        order: np.ndarray = np.argsort(keys, kind="stable").astype(np.uint32)
+        return order
 
     # What tables differ in.
 

@@ -160,15 +160,17 @@ class SparseTable(KeyedTable):
         The same for any order in which the keys arrived.
         """
         with self.lock.read():
-            with self._structure_lock:
-                keys = np.empty(len(self), np.uint64)
-                read_keys(np.arange(len(self)), keys, self._rows.view)
-            rows = np.argsort(keys, kind="stable")
-            keys = keys[rows]
-            state = np.empty((keys.size, self.accessor.state_dim), self._dtype)
-            read_state(rows, state, self._rows.view)
-            weights = np.empty((keys.size, self.dim), self._dtype)
-            self._read_all(keys, rows, weights)
+            return self.export_rows(self.row_order())
+
+    def export_rows(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`export` of a part of `row_order`, for a caller that keeps the table unchanged."""
+        rows = order.astype(np.int64)
+        keys = np.empty(rows.size, np.uint64)
+        read_keys(rows, keys, self._rows.view)
+        state = np.empty((keys.size, self.accessor.state_dim), self._dtype)
+        read_state(rows, state, self._rows.view)
+        weights = np.empty((keys.size, self.dim), self._dtype)
+        self._read_all(keys, rows, weights)
         return keys, weights, state
 
     def restore(
@@ -200,6 +202,10 @@ class SparseTable(KeyedTable):
             self._checked_values("weights", weights, shapes[0]),
             self._checked_values("state", state, shapes[1]),
         )
+
+    def append(self, keys: np.ndarray, weights: np.ndarray, state: np.ndarray) -> None:
+        """Write rows of keys that have none, after some were restored."""
+        self.set(keys, weights, state)
 
     def _read(
         self, keys: np.ndarray, rows: np.ndarray, out: np.ndarray, start: int, stop: int
