@@ -20,7 +20,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-settings.register_profile("shared", deadline=None)
+settings.register_profile("shared", deadline=None, max_examples=50)
 settings.load_profile("shared")
 
 NUM_RATINGS = 20_000
