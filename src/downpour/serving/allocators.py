@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 LEAST_ARROW_BYTES = 64 << 20
 ARROW_THREAD_BYTES = 192 << 10  # of Arrow's pool that a thread has for itself, measured: 138 KiB
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-KEPT_BYTES = 8 << 20  # of an arena that are kept; what is larger than this has pages of its own
-ARENAS = 16
+KEPT_BYTES = 32 << 20  # of an arena that are kept; what is larger than this has pages of its own
+ARENAS = 4
 BUSY_BYTES = 32 << 20  # held for clients
 GROWN_BYTES = 8 << 20  # by which the process has grown
 TRIM_AT = (10, 20, 40, 80)  # quiet looks; several, as calls and connections end one after the other
