@@ -78,7 +78,8 @@ def embedded_auc() -> float:
     return auc
 
 
-@pytest.mark.parametrize("consistency", ["sync", "async", "half-async", "geo"])
+# Sync training equals embedded training to the bit: `test_sync.py`, and below.
+@pytest.mark.parametrize("consistency", ["async", "half-async", "geo"])
 def test_movielens_is_as_good_as_embedded(
     consistency: str, embedded_auc: float, tmp_path: Path
 ) -> None:
