@@ -184,7 +184,7 @@ def test_a_server_that_cannot_save_names_the_folder(
     def full(*given: object) -> None:
         raise FULL
 
-    monkeypatch.setattr("downpour.serving.flight_server.save_shard", full)
+    monkeypatch.setattr("downpour.serving.save_verbs.save_shard", full)
     server = FlightServer(Service(), save_root=tmp_path)
     told = rf"No space left .*{tmp_path}/monday/shard-0"
     try:
